@@ -86,7 +86,7 @@ def thin_counts(cube: xr.DataArray, fraction: float, *, rng: Any = None) -> xr.D
     Parameters
     ----------
     cube : xarray.DataArray
-        Integer counts, any dims with ``scan_y`` first. NumPy or dask.
+        Integer counts: a cube or a stack of views. NumPy or dask.
     fraction : float
         Between 0 and 1.
     rng : None, int or numpy.random.Generator
@@ -124,7 +124,7 @@ def split_counts(cube: xr.DataArray, *, rng: Any = None) -> tuple[xr.DataArray, 
     Parameters
     ----------
     cube : xarray.DataArray
-        Integer counts, any dims with ``scan_y`` first. NumPy or dask.
+        Integer counts: a cube or a stack of views. NumPy or dask.
     rng : None, int or numpy.random.Generator
         Seed (SPEC 7).
 
@@ -186,8 +186,8 @@ def _scaled_dose(cube: xr.DataArray, fraction: float) -> dict[str, Any]:
 
 
 def _draw_rows(cube: xr.DataArray, draw: Any, rng: Any, dtype: np.dtype) -> xr.DataArray:
-    """Apply ``draw(row, generator)`` to each scan row, with a stream per row so that chunks do not matter."""
-    generators = np.random.default_rng(rng).spawn(cube.sizes["scan_y"])
+    """Apply ``draw(row, generator)`` along the first axis, with a stream per row so that chunks do not matter."""
+    generators = np.random.default_rng(rng).spawn(cube.shape[0])
 
     def draw_block(block: np.ndarray, first: int = 0) -> np.ndarray:
         result = np.empty(block.shape, dtype=dtype)
@@ -197,12 +197,9 @@ def _draw_rows(cube: xr.DataArray, draw: Any, rng: Any, dtype: np.dtype) -> xr.D
             result[index] = draw(row, np.random.default_rng(seed))
         return result
 
-    axis = cube.get_axis_num("scan_y")
-    if axis != 0:
-        raise ValueError(f"dims are {cube.dims}: expected 'scan_y' first")
     if not is_lazy(cube):
         return cube.copy(data=draw_block(np.asarray(cube.values)))
-    rows_whole = cube.chunk({dim: -1 for dim in cube.dims[1:]}).data
+    rows_whole = cube.chunk(dict.fromkeys(cube.dims[1:], -1)).data
 
     def draw_chunk(block: np.ndarray, block_info: Any = None) -> np.ndarray:
         return draw_block(block, block_info[0]["array-location"][0][0])

@@ -1,0 +1,5 @@
+"""Fusion of views to one image: the tilt-corrected sum and the exact linear solve."""
+
+from misr.fusion.linear import fuse_linear, shift_and_add
+
+__all__ = ["fuse_linear", "shift_and_add"]

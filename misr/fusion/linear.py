@@ -1,0 +1,234 @@
+"""Linear fusion of views: the exact joint solve of the aliases, and the tilt-corrected sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from misr._provenance import append_history
+from misr.cube import aberrations_of, image_from_array
+from misr.fusion.geometry import ScanGrid, ViewGeometry, choose_upsample, scan_grid, view_geometry
+from misr.optics import aberration_gradient, aberration_phase, axial_overlap
+
+__all__ = ["fuse_linear", "shift_and_add"]
+
+_CHI2_WITHIN_NOISE = 1.05  # below, the excess is not worth a second solve
+
+
+def fuse_linear(views: xr.DataArray, *, upsample: int | str = "auto", device: str = "auto") -> xr.Dataset:
+    """Fuse views into one phase image by the exact linear solve of a weak phase object.
+
+    A scan of step s folds the object's frequencies modulo 1/s. The views see the folded frequencies with different
+    overlap functions Γ, so all aliases of a scan frequency are solved together:
+    ``(Γᴴ N Γ + Λ) φ = Γᴴ N G``, with N the expected counts of each view (the inverse variance of its contrast)
+    and Λ = noise power / object power, the object's power learnt per frequency ring from the same data.
+
+    Parameters
+    ----------
+    views : xarray.DataArray
+        From `misr.synthesize_views`, dims ``("view", "scan_y", "scan_x")``, electrons, aberrations known.
+    upsample : int or "auto"
+        Pixels per scan step; "auto" reaches the band limit 2α/λ with no more aliases than views.
+    device : str
+        "auto", "cpu" or "cuda".
+
+    Returns
+    -------
+    xarray.Dataset
+        ``phase`` and ``phase_std`` (rad), dims ``("y", "x")``, Å on the scan's own origin. ``phase_std`` is the
+        standard deviation that the linear model gives a pixel (noise and what the prior leaves open); it is the
+        same over the whole field. ``attrs["chi2"]`` is the unexplained over the expected counting noise: about 1 where
+        the weak-phase model holds; an excess is treated as further noise.
+
+    Raises
+    ------
+    ValueError
+        For views without labels or aberrations, a bad ``upsample``, or counts that are not finite or all zero.
+
+    Examples
+    --------
+    >>> import numpy as np, misr
+    >>> k = np.arange(16) - 7.5
+    >>> disk = np.hypot(*np.meshgrid(k, k)) < 5
+    >>> flat = misr.cube_from_array(np.broadcast_to(disk * 9.0, (8, 8, 16, 16)), scan_step_A=2, det_step_mrad=2,
+    ...                             energy_eV=3e5, semiangle_mrad=10, aberrations={"C10": -1000})
+    >>> image = fuse_linear(misr.synthesize_views(flat), upsample=2)
+    >>> image.phase.shape, float(abs(image.phase).max()) < 1e-6
+    ((16, 16), True)
+    """
+    from misr.fusion import kernels
+
+    geometry = view_geometry(views)
+    grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=_step(views)))
+    on = kernels.resolve_device(device)
+    transformed, mean = kernels.spectra(_counts(views), grid=grid, device=on)
+    freq = kernels.frequencies(grid, device=on)
+    equations = kernels.normal_equations(transformed, mean, geometry=geometry, freq=freq)
+    posterior, chi2 = _regularised_solve(equations, transformed, mean, freq=freq, grid=grid, cutoff=geometry.cutoff)
+    phase = kernels.image_from_spectrum(posterior.mean, grid=grid)
+    variance = float((freq.weight[:, None] * posterior.variance).sum())
+    attrs = _image_attrs(views, "fuse_linear", grid) | {"chi2": chi2}
+    image = image_from_array(phase, pixel_A=_pixel(grid), origin_A=_origin(views), attrs=attrs)
+    spread = xr.full_like(image, np.sqrt(variance)).rename("phase_std")
+    return xr.Dataset({"phase": image, "phase_std": spread}, attrs=attrs)
+
+
+def _regularised_solve(equations: Any, transformed: Any, mean: Any, *, freq: Any, grid: ScanGrid, cutoff: float) -> Any:
+    """Solve with the prior learnt; what the model cannot explain beyond counting noise counts as noise too.
+
+    At high dose the weak-phase model itself, not the counting, limits the fit; without this its error would be
+    divided by the nearly empty overlap at the band's edge.
+    """
+    from misr.fusion import prior
+
+    scale = 1.0
+    for _ in range(2):
+        n_effective = grid.n_effective / scale
+        power = prior.learn_ring_power(
+            equations, freq=freq, ring_width=_ring_width(grid), cutoff=cutoff, n_effective=n_effective
+        )
+        posterior = prior.solve(equations, power=power, n_effective=n_effective)
+        chi2 = prior.excess_residual(
+            equations, posterior, transformed=transformed, mean=mean, freq=freq, n_effective=grid.n_effective
+        )
+        if chi2 < _CHI2_WITHIN_NOISE:
+            break
+        scale = chi2
+    return posterior, chi2
+
+
+def shift_and_add(
+    views: xr.DataArray, *, upsample: int | str = "auto", ctf: str | None = "wiener", device: str = "auto"
+) -> xr.DataArray:
+    """Tilt-corrected bright field (tcBF, parallax): undo each view's geometric shift, sum, correct the CTF.
+
+    Each view is laid on the fine grid (its spectrum repeated), shifted back by a sub-pixel phase ramp and added;
+    aliases cancel in the sum because they do not line up. The sum has the contrast transfer
+    ``2 a(q λ/2α) sin χ(q)`` (Varnavides et al. 2025, *Ultramicroscopy*; DESIGN: a is the aperture's self-overlap).
+
+    Parameters
+    ----------
+    views : xarray.DataArray
+        From `misr.synthesize_views`, dims ``("view", "scan_y", "scan_x")``, electrons, aberrations known.
+    upsample : int or "auto"
+        Pixels per scan step.
+    ctf : "wiener", "flip" or None
+        Divide by the transfer with a noise floor (phase in rad), only mend its sign, or leave the contrast as it is.
+    device : str
+        "auto", "cpu" or "cuda".
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims ``("y", "x")``, Å on the scan's own origin; rad for "wiener", dimensionless contrast otherwise.
+
+    Raises
+    ------
+    ValueError
+        For views without labels or aberrations, or a bad ``upsample`` or ``ctf``.
+
+    Examples
+    --------
+    >>> import numpy as np, misr
+    >>> k = np.arange(16) - 7.5
+    >>> disk = np.hypot(*np.meshgrid(k, k)) < 5
+    >>> flat = misr.cube_from_array(np.broadcast_to(disk * 9.0, (8, 8, 16, 16)), scan_step_A=2, det_step_mrad=2,
+    ...                             energy_eV=3e5, semiangle_mrad=10, aberrations={"C10": -1000})
+    >>> shift_and_add(misr.synthesize_views(flat), upsample=2).shape
+    (16, 16)
+    """
+    from misr.fusion import kernels
+
+    if ctf not in ("wiener", "flip", None):
+        raise ValueError(f"ctf={ctf!r} must be 'wiener', 'flip' or None")
+    geometry = view_geometry(views)
+    grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=_step(views)))
+    on = kernels.resolve_device(device)
+    transformed, mean = kernels.spectra(_counts(views), grid=grid, device=on)
+    shifts = np.column_stack((views["shift_y"].values, views["shift_x"].values))
+    summed = kernels.shifted_sum(transformed, mean, shifts=shifts, grid=grid)
+    freq = kernels.frequencies(grid, device=on)
+    transfer, inside = _tcbf_transfer(freq, geometry)
+    if ctf == "flip":
+        summed = summed * transfer.sign()
+    elif ctf == "wiener":
+        noise = 1 / (grid.n_effective * float(mean.sum()))
+        summed = _wiener(summed, transfer, noise, freq, inside, _ring_width(grid))
+    attrs = _image_attrs(views, "shift_and_add", grid) | {"ctf": str(ctf)}
+    if ctf != "wiener":
+        attrs["units"] = "1"
+    image = kernels.image_from_spectrum(summed, grid=grid)
+    return image_from_array(image, pixel_A=_pixel(grid), origin_A=_origin(views), attrs=attrs, units=attrs["units"])
+
+
+def _tcbf_transfer(freq: Any, geometry: ViewGeometry) -> tuple[Any, Any]:
+    import torch
+
+    optics: dict[str, Any] = {"aberrations": geometry.aberrations, "wavelength": geometry.wavelength}
+    chi = aberration_phase(freq.y, freq.x, **optics)
+    transfer = 2 * axial_overlap(freq.magnitude, cutoff=geometry.cutoff) * torch.sin(chi)
+    # the shift differs over a detector pixel by its edge times the gradient's slope: q·(∂∇χ/∂k) = ∇χ(q) to second order
+    slope_y, slope_x = aberration_gradient(freq.y, freq.x, **optics)
+    for edge_y, edge_x in geometry.pixel_edges:
+        transfer = transfer * torch.sinc((slope_y * edge_y + slope_x * edge_x) / (2 * np.pi))
+    inside = (freq.magnitude > 0) & (freq.magnitude < 2 * geometry.cutoff)
+    return transfer * inside, inside
+
+
+def _wiener(summed: Any, transfer: Any, noise: float, freq: Any, inside: Any, ring_width: float) -> Any:
+    """Wiener division with the object's power per ring: moments of the sum, noise power taken off."""
+    from misr.fusion.prior import ring_means
+
+    weight = freq.weight[:, None] * inside
+    # weighting by transfer² keeps rings near a zero of the transfer from dividing noise by nothing
+    above = ring_means(transfer**2 * (summed.abs().double() ** 2 - noise), weight, freq.magnitude, ring_width)
+    below = ring_means(transfer.double() ** 4, weight, freq.magnitude, ring_width)
+    power = (above / below.clamp(min=1e-300)).clamp(min=1e-30)
+    return summed * transfer * power / (transfer**2 * power + noise)
+
+
+def _counts(views: xr.DataArray) -> np.ndarray:
+    counts = np.asarray(views.values)
+    total = counts.sum(axis=(1, 2), dtype=np.float64)
+    if not np.all(np.isfinite(total)):
+        raise ValueError("the views hold NaN or infinite counts: mask dead pixels of the cube first")
+    if np.any(total <= 0):
+        empty = int(np.count_nonzero(total <= 0))
+        raise ValueError(
+            f"{empty} of {total.size} views hold no electrons: gather pixels with synthesize_views(cube, n_views=…) "
+            "or check the bright-field disk"
+        )
+    return counts
+
+
+def _step(views: xr.DataArray) -> tuple[float, float]:
+    from misr.cube import scan_step
+
+    return scan_step(views)
+
+
+def _ring_width(grid: ScanGrid) -> float:
+    """One frequency pixel of the padded field, 1/Å (the coarser axis)."""
+    return 1 / min(grid.padded[0] * grid.step[0], grid.padded[1] * grid.step[1])
+
+
+def _pixel(grid: ScanGrid) -> tuple[float, float]:
+    return grid.step[0] / grid.upsample, grid.step[1] / grid.upsample
+
+
+def _origin(views: xr.DataArray) -> tuple[float, float]:
+    return float(views.scan_y[0]), float(views.scan_x[0])
+
+
+def _image_attrs(views: xr.DataArray, method: str, grid: ScanGrid) -> dict[str, Any]:
+    kept: Sequence[str] = ("energy_eV", "semiangle_mrad", "dose_e_per_A2", "rotation_deg", "periodic")
+    attrs: dict[str, Any] = {"units": "rad", "method": method, "upsample": grid.upsample}
+    attrs |= {name: views.attrs[name] for name in kept if name in views.attrs}
+    attrs["n_views"] = int(views.sizes["view"])
+    for name, value in (aberrations_of(views) or {}).items():
+        attrs[name + ("_A" if name.startswith("C") else "_rad")] = value
+    attrs["history"] = append_history(views.attrs, method, upsample=grid.upsample)
+    return attrs
