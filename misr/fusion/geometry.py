@@ -46,11 +46,19 @@ class ScanGrid:
         """Shape of the padded fine grid."""
         return self.padded[0] * self.upsample, self.padded[1] * self.upsample
 
+    def taper(self) -> np.ndarray:
+        """Weight of each padded position: 1 in the field, falling to 0 at the margin's outer edge."""
+        ramps = []
+        for axis in range(2):
+            position = np.arange(self.padded[axis]) - self.pad[axis]
+            outside = np.maximum(np.maximum(-position, position - self.shape[axis] + 1), 0)
+            ramps.append(0.5 + 0.5 * np.cos(np.pi * np.clip(outside / max(1, outside.max()), 0, 1)))
+        return ramps[0][:, None] * ramps[1][None, :]
+
     @property
     def n_effective(self) -> float:
-        """Scan positions N that make ``1/(N n̄)`` the noise power of a mean-normalised, padded transform."""
-        n_padded = self.padded[0] * self.padded[1]
-        return n_padded**2 / (self.shape[0] * self.shape[1])
+        """Scan positions N that make ``1/(N n̄)`` the noise power of a mean-normalised, tapered transform."""
+        return (self.padded[0] * self.padded[1]) ** 2 / float((self.taper() ** 2).sum())
 
 
 def view_geometry(views: xr.DataArray) -> ViewGeometry:

@@ -83,7 +83,7 @@ def spectra(counts: np.ndarray, *, grid: ScanGrid, device: torch.device) -> tupl
     mean = torch.as_tensor(counts.reshape(len(counts), -1).mean(axis=1, dtype=np.float64), device=device)
     result = torch.empty((len(counts), grid.padded[0], grid.padded[1] // 2 + 1), dtype=torch.complex64, device=device)
     batch = max(1, _ENTRIES_AT_ONCE // (grid.padded[0] * grid.padded[1]))
-    fade = torch.as_tensor(_fade(grid), dtype=torch.float32, device=device)
+    fade = torch.as_tensor(grid.taper(), dtype=torch.float32, device=device)
     for first in range(0, len(counts), batch):
         block = torch.as_tensor(counts[first : first + batch].astype(np.float32), device=device)
         contrast = block / mean[first : first + batch, None, None].float() - 1
@@ -101,15 +101,6 @@ def _reflect(contrast: torch.Tensor, grid: ScanGrid) -> torch.Tensor:
         folded = np.mod(position, period)
         index.append(torch.as_tensor(np.minimum(folded, period - 1 - folded), device=contrast.device))
     return contrast[:, index[0]][:, :, index[1]]
-
-
-def _fade(grid: ScanGrid) -> np.ndarray:
-    ramps = []
-    for axis in range(2):
-        position = np.arange(grid.padded[axis]) - grid.pad[axis]
-        outside = np.maximum(np.maximum(-position, position - grid.shape[axis] + 1), 0)
-        ramps.append(0.5 + 0.5 * np.cos(np.pi * np.clip(outside / max(1, outside.max()), 0, 1)))
-    return ramps[0][:, None] * ramps[1][None, :]
 
 
 def group_overlap(

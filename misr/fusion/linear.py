@@ -15,7 +15,9 @@ from misr.optics import aberration_gradient, aberration_phase, axial_overlap
 
 __all__ = ["fuse_linear", "shift_and_add"]
 
+_NO_TRANSFER = 0.01  # of the strongest power transfer
 _CHI2_WITHIN_NOISE = 1.05  # below, the excess is not worth a second solve
+_FLOOR_ABOVE_NOISE = 3.0  # a ring's floor is taken for more than counting noise only when it is clearly above it
 
 
 def fuse_linear(views: xr.DataArray, *, upsample: int | str = "auto", device: str = "auto") -> xr.Dataset:
@@ -151,12 +153,12 @@ def shift_and_add(
     shifts = np.column_stack((views["shift_y"].values, views["shift_x"].values))
     summed = kernels.shifted_sum(transformed, mean, shifts=shifts, grid=grid)
     freq = kernels.frequencies(grid, device=on)
-    transfer, inside = _tcbf_transfer(freq, geometry)
+    transfer = _tcbf_transfer(freq, geometry)
     if ctf == "flip":
         summed = summed * transfer.sign()
     elif ctf == "wiener":
-        noise = 1 / (grid.n_effective * float(mean.sum()))
-        summed = _wiener(summed, transfer, noise, freq, inside, _ring_width(grid))
+        noise = max(1 / (grid.n_effective * float(mean.sum())), _alias_floor(summed, transfer, freq))
+        summed = _wiener(summed, transfer, noise=noise, freq=freq, ring_width=_ring_width(grid), cutoff=geometry.cutoff)
     attrs = _image_attrs(views, "shift_and_add", grid) | {"ctf": str(ctf)}
     if ctf != "wiener":
         attrs["units"] = "1"
@@ -164,7 +166,7 @@ def shift_and_add(
     return image_from_array(image, pixel_A=_pixel(grid), origin_A=_origin(views), attrs=attrs, units=attrs["units"])
 
 
-def _tcbf_transfer(freq: Any, geometry: ViewGeometry) -> tuple[Any, Any]:
+def _tcbf_transfer(freq: Any, geometry: ViewGeometry) -> Any:
     import torch
 
     optics: dict[str, Any] = {"aberrations": geometry.aberrations, "wavelength": geometry.wavelength}
@@ -175,19 +177,30 @@ def _tcbf_transfer(freq: Any, geometry: ViewGeometry) -> tuple[Any, Any]:
     for edge_y, edge_x in geometry.pixel_edges:
         transfer = transfer * torch.sinc((slope_y * edge_y + slope_x * edge_x) / (2 * np.pi))
     inside = (freq.magnitude > 0) & (freq.magnitude < 2 * geometry.cutoff)
-    return transfer * inside, inside
+    return transfer * inside
 
 
-def _wiener(summed: Any, transfer: Any, noise: float, freq: Any, inside: Any, ring_width: float) -> Any:
-    """Wiener division with the object's power per ring: moments of the sum, noise power taken off."""
-    from misr.fusion.prior import ring_means
+def _alias_floor(summed: Any, transfer: Any, freq: Any) -> float:
+    """Power that the sum holds where it transfers nothing: aliases that did not cancel, which more dose cannot help."""
+    strength = transfer**2
+    dark = (strength > 0) & (strength < _NO_TRANSFER * strength.max())
+    weight = freq.weight[:, None] * dark
+    return float((weight * summed.abs().double() ** 2).sum() / weight.sum().clamp(min=1))
 
-    weight = freq.weight[:, None] * inside
-    # weighting by transfer² keeps rings near a zero of the transfer from dividing noise by nothing
-    above = ring_means(transfer**2 * (summed.abs().double() ** 2 - noise), weight, freq.magnitude, ring_width)
-    below = ring_means(transfer.double() ** 4, weight, freq.magnitude, ring_width)
-    power = (above / below.clamp(min=1e-300)).clamp(min=1e-30)
-    return summed * transfer * power / (transfer**2 * power + noise)
+
+def _wiener(summed: Any, transfer: Any, *, noise: float, freq: Any, ring_width: float, cutoff: float) -> Any:
+    """Wiener division with the object's power learnt per ring: the same solve with every alias on its own."""
+    from dataclasses import replace
+
+    from misr.fusion import prior
+    from misr.fusion.kernels import NormalEquations
+
+    alone = {name: getattr(freq, name).reshape(-1, 1) for name in ("y", "x", "magnitude")}
+    weight = freq.weight[:, None].expand(freq.magnitude.shape).reshape(-1)
+    each = replace(freq, weight=weight, **alone)
+    equations = NormalEquations((transfer**2).reshape(-1, 1, 1), (transfer * summed).reshape(-1, 1))
+    power = prior.learn_ring_power(equations, freq=each, ring_width=ring_width, cutoff=cutoff, n_effective=1 / noise)
+    return prior.solve(equations, power=power, n_effective=1 / noise).mean.reshape(summed.shape)
 
 
 def _counts(views: xr.DataArray) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 
 from misr.fusion.kernels import Frequencies, NormalEquations
 
-__all__ = ["Posterior", "excess_residual", "learn_ring_power", "ring_means", "solve"]
+__all__ = ["Posterior", "excess_residual", "learn_ring_power", "solve"]
 
 _FIXED_POINT_STEPS = 10
 _NARROW, _WIDE = 0.8, 5.0  # rings
@@ -94,16 +94,6 @@ def excess_residual(
     )
     modes = len(transformed) * (float(freq.weight.sum()) - 1)
     return float(total - (freq.weight[:, None] * explained).sum()) * n_effective / modes
-
-
-def ring_means(values: torch.Tensor, weight: torch.Tensor, magnitude: torch.Tensor, ring_width: float) -> torch.Tensor:
-    """Mean of the values over each frequency's ring and its two neighbours, in the shape of ``values``."""
-    ring = (magnitude / ring_width).round().long()
-    n_rings = int(ring.max()) + 1
-    return (
-        _blur(_ring_sum(weight * values, ring, n_rings), _NARROW)
-        / _blur(_ring_sum(weight, ring, n_rings), _NARROW).clamp(min=1e-300)
-    )[ring]
 
 
 def _ring_sum(values: torch.Tensor, ring: torch.Tensor, n_rings: int) -> torch.Tensor:

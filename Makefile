@@ -1,0 +1,41 @@
+# make demo | test | lab: each makes its own environment in .venv if there is none, and reuses it after that.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lab lint benchmark clean
+
+demo: $(VENV)/.core
+	$(BIN)/misr demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials notebooks
+
+lab: $(VENV)/.lab
+	$(BIN)/jupyter lab tutorials
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) dist misr-demo
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.core: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.lab: $(VENV)/.core
+	$(PIP) --editable ".[lab]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.lab
+	$(PIP) --editable ".[lab,test]"
+	touch $@

@@ -1,0 +1,7 @@
+"""``python -m misr``."""
+
+import sys
+
+from misr.cli import main
+
+sys.exit(main())

@@ -1,0 +1,166 @@
+"""The command ``misr``: demo, run, info, dashboard."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from misr import __version__
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 2 when the input could not be used (the reason goes to standard error).
+
+    Examples
+    --------
+    >>> main(["info", "no-such-file.h5"])
+    2
+    """
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="misr: %(message)s")
+    try:
+        return int(arguments.run(arguments) or 0)
+    except (ValueError, TypeError, OSError) as error:
+        if arguments.verbose:
+            logging.getLogger(__name__).exception("failed")
+        print(f"misr: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="misr", description="Super-resolution for ultra-low-dose 4D-STEM.")
+    parser.add_argument("--version", action="version", version=f"misr {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="one simulated specimen of each class, misr beside the references")
+    demo.add_argument("-o", "--out", type=Path, default=Path("misr-demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--dose", type=float, default=100.0, metavar="E_PER_A2", help="e/Å² (default: %(default)g)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo)
+
+    run = commands.add_parser("run", help="a cube to an image with its resolution")
+    _add_cube_arguments(run)
+    run.add_argument("-o", "--out", type=Path, required=True, help="result: .nc or .zarr")
+    run.add_argument("--views", type=int, metavar="N", help="number of views (default: every bright-field pixel)")
+    run.add_argument("--upsample", default="auto", help="pixels per scan step (default: %(default)s)")
+    run.add_argument("--ring-width", type=float, metavar="1/Å", help="FRC ring width")
+    run.add_argument("--seed", type=int, default=0, help="seed of the split in halves (default: %(default)s)")
+    run.add_argument("--png", type=Path, help="also write the image as a picture")
+    run.set_defaults(run=_run)
+
+    info = commands.add_parser("info", help="what a file holds and whether it is a valid cube")
+    _add_cube_arguments(info)
+    info.set_defaults(run=_info)
+
+    dashboard = commands.add_parser("dashboard", help="serve the dose explorer in the browser")
+    dashboard.add_argument("cube", nargs="?", help="a cube (default: a simulated one)")
+    _add_calibration_arguments(dashboard)
+    dashboard.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
+    dashboard.add_argument("--no-show", action="store_true", help="do not open the browser")
+    dashboard.set_defaults(run=_dashboard)
+    return parser
+
+
+def _add_cube_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cube", help="file or folder: HDF5/EMD, hspy, mib, dm4, npy, nc, zarr …")
+    _add_calibration_arguments(parser)
+
+
+def _add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("calibration, where the file does not say (or says it wrong)")
+    group.add_argument("--energy-eV", type=float, dest="energy_eV")
+    group.add_argument("--semiangle-mrad", type=float, dest="semiangle_mrad")
+    group.add_argument("--scan-step-A", type=float, dest="scan_step_A")
+    group.add_argument("--det-step-mrad", type=float, dest="det_step_mrad")
+    group.add_argument("--rotation-deg", type=float, dest="rotation_deg")
+    group.add_argument("--dose-e-per-A2", type=float, dest="dose_e_per_A2")
+    group.add_argument("--defocus-A", type=float, dest="defocus_A", help="defocus = -C10")
+
+
+def _read(arguments: argparse.Namespace) -> Any:
+    from misr.io import read_cube
+
+    names = ("energy_eV", "semiangle_mrad", "scan_step_A", "det_step_mrad", "rotation_deg", "dose_e_per_A2")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.defocus_A is not None:
+        given["aberrations"] = {"defocus": arguments.defocus_A}
+    return read_cube(arguments.cube, **given)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from misr.demo import format_table, run_demo
+
+    rows = run_demo(arguments.out, dose_e_per_A2=arguments.dose, rng=arguments.seed)
+    print(format_table(rows))
+    print(f"\nfigure and results in {arguments.out}/")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from misr.io import save_result
+    from misr.pipeline import super_resolve
+
+    upsample = arguments.upsample if arguments.upsample == "auto" else int(arguments.upsample)
+    result = super_resolve(
+        _read(arguments),
+        n_views=arguments.views,
+        upsample=upsample,
+        ring_width=arguments.ring_width,
+        rng=arguments.seed,
+    )
+    save_result(result, arguments.out)
+    if arguments.png is not None:
+        from misr.figures import image_figure
+
+        image_figure(result).savefig(arguments.png, dpi=150)
+    if "resolution" in result:
+        resolution = result["resolution"]
+        print(f"resolution {float(resolution):.3g} Å (half-map FRC, half-bit; {resolution.attrs['status']})")
+    print(f"phase image {result['phase'].shape[0]} × {result['phase'].shape[1]} pixels in {arguments.out}")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from misr.cube import cube_history, validate_cube
+
+    cube = _read(arguments)
+    sizes = " × ".join(f"{size} {name}" for name, size in cube.sizes.items())
+    print(f"{arguments.cube}: {sizes}, {cube.dtype}, {cube.nbytes / 2**20:.1f} MiB")
+    for name in cube.dims:
+        values = cube[name].values
+        print(
+            f"  {name}: {values[0]:.4g} to {values[-1]:.4g} {cube[name].attrs['units']}, step {values[1] - values[0]:.4g}"
+        )
+    for name, value in cube.attrs.items():
+        if name != "history":
+            print(f"  {name}: {value}")
+    for line in cube_history(cube):
+        print(f"  done: {line['operation']}")
+    validate_cube(cube)
+    print("a valid cube")
+
+
+def _dashboard(arguments: argparse.Namespace) -> None:
+    from misr.dashboards import serve
+
+    cube = None if arguments.cube is None else _read(arguments)
+    serve(cube, port=arguments.port, show=not arguments.no_show)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
