@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.fft
 import xarray as xr
 
 import misr
 from misr.optics import aberration_phase, electron_wavelength
+
+# Carbon's electron scattering factor falls to a quarter at 1 1/Å (Peng et al. 1996, Acta Cryst. A 52, 257); a
+# Gaussian atom of this width does the same.
+ATOM_SIGMA_A = 0.25
 
 
 def bandlimited_phase(shape, pixel_A, *, rng, strength=0.05, cutoff=1.2):
@@ -15,6 +20,23 @@ def bandlimited_phase(shape, pixel_A, *, rng, strength=0.05, cutoff=1.2):
     q = np.hypot(np.fft.fftfreq(shape[0], pixel_A)[:, None], np.fft.fftfreq(shape[1], pixel_A)[None])
     noise[(q > cutoff) | (q == 0)] = 0
     phase = np.fft.ifft2(noise).real
+    return strength * phase / phase.std()
+
+
+def atoms_phase(shape, pixel_A, *, rng, strength=0.05, cutoff=0.98, sigma_A=ATOM_SIGMA_A, density=1.0):
+    """Phase (rad) of atoms at random places (an amorphous film), up to ``cutoff`` 1/Å, zero mean.
+
+    ``density`` in atoms per Å² of projection: 30 Å of carbon hold about 3, more than enough to overlap at 1.
+    """
+    field = np.array(shape) * pixel_A
+    n_atoms = round(density * field[0] * field[1])
+    at = np.random.default_rng(rng).uniform(0, field, (n_atoms, 2))
+    q_y, q_x = np.fft.fftfreq(shape[0], pixel_A), np.fft.fftfreq(shape[1], pixel_A)
+    spectrum = np.exp(-2j * np.pi * np.outer(q_y, at[:, 0])) @ np.exp(-2j * np.pi * np.outer(at[:, 1], q_x))
+    q = np.hypot(q_y[:, None], q_x[None])
+    spectrum *= np.exp(-2 * (np.pi * sigma_A * q) ** 2)
+    spectrum[(q > cutoff) | (q == 0)] = 0
+    phase = np.fft.ifft2(spectrum).real
     return strength * phase / phase.std()
 
 
@@ -29,7 +51,11 @@ def phase_object_cube(
     det_bin=2,
     dose_e_per_A2=1.0,
 ):
-    """Expected counts of a periodic phase object, probe positions on every n-th pixel, and the truth."""
+    """Expected counts of a periodic phase object, probe positions on every n-th pixel, and the truth.
+
+    The detector covers twice the semi-angle; the phase should hold nothing above 2α/λ, and the pixel be no more than
+    λ/4α, so that nothing wraps round into the bright-field disk.
+    """
     wavelength = electron_wavelength(energy_eV)
     n_y, n_x = phase.shape
     k_y, k_x = np.fft.fftfreq(n_y, pixel_A)[:, None], np.fft.fftfreq(n_x, pixel_A)[None]
@@ -40,13 +66,13 @@ def phase_object_cube(
     half = [int(2 * semiangle_mrad * 1e-3 / wavelength * n * pixel_A / det_bin) for n in (n_y, n_x)]
     keep = [np.arange(-h * det_bin, h * det_bin) for h in half]
     counts = np.empty((n_y // every[0], n_x // every[1], 2 * half[0], 2 * half[1]), dtype=np.float32)
+    ramps_x = np.exp(-2j * np.pi * k_x * (np.arange(counts.shape[1]) * every[1] * pixel_A)[:, None])
     for i in range(counts.shape[0]):
-        for j in range(counts.shape[1]):
-            ramp = np.exp(-2j * np.pi * (k_y * i * every[0] + k_x * j * every[1]) * pixel_A)
-            exit_wave = np.fft.ifft2(probe_k * ramp) * transmission
-            pattern = np.abs(np.fft.fft2(exit_wave)) ** 2
-            window = pattern[np.ix_(keep[0] % n_y, keep[1] % n_x)]
-            counts[i, j] = window.reshape(2 * half[0], det_bin, 2 * half[1], det_bin).sum(axis=(1, 3))
+        row_probe = probe_k * np.exp(-2j * np.pi * k_y * i * every[0] * pixel_A)
+        exit_wave = scipy.fft.ifft2(row_probe * ramps_x[:, None, :]) * transmission
+        wave = scipy.fft.fft2(exit_wave)[:, keep[0] % n_y][:, :, keep[1] % n_x]
+        pattern = wave.real**2 + wave.imag**2
+        counts[i] = pattern.reshape(-1, 2 * half[0], det_bin, 2 * half[1], det_bin).sum(axis=(2, 4))
     step = (every[0] * pixel_A, every[1] * pixel_A)
     det_step = [det_bin * wavelength / (n * pixel_A) * 1e3 for n in (n_y, n_x)]
     cube = misr.cube_from_array(
@@ -69,3 +95,24 @@ def phase_object_cube(
         coords={d: (d, pixel_A * np.arange(n), {"units": "Å"}) for d, n in zip(("y", "x"), phase.shape, strict=True)},
     )
     return cube, truth
+
+
+def at_dose(cube, dose_e_per_A2, *, rng=None):
+    """Poisson counts at a dose, or the expected counts themselves scaled to it (noise-free) without a seed."""
+    if rng is not None:
+        return misr.apply_dose(cube, dose_e_per_A2, rng=rng)
+    scaled = cube * np.float32(dose_e_per_A2 / cube.attrs["dose_e_per_A2"])
+    return scaled.assign_attrs(cube.attrs, dose_e_per_A2=float(dose_e_per_A2))
+
+
+def quarter_turned(cube):
+    """The same scan recorded on a detector that needs ``rotation_deg=90`` to come back to the scan's frame.
+
+    `misr.optics.rotate` takes the detector vector (y, x) to (-x, y): what the turned detector has at (y, x) the
+    straight one has at (-x, y).
+    """
+    turned = cube.copy(data=np.rot90(cube.values, k=1, axes=(2, 3)))
+    # rot90 puts element [i, j] of the result from [j, n - 1 - i]: new y is minus old x, new x is old y
+    y, x = -cube.det_x.values[::-1], cube.det_y.values
+    turned = turned.assign_coords(det_y=("det_y", y, {"units": "mrad"}), det_x=("det_x", x, {"units": "mrad"}))
+    return turned

@@ -18,6 +18,7 @@ __all__ = ["fuse_linear", "shift_and_add"]
 _NO_TRANSFER = 0.01  # of the strongest power transfer
 _CHI2_WITHIN_NOISE = 1.05  # below, the excess is not worth a second solve
 _FLOOR_ABOVE_NOISE = 3.0  # a ring's floor is taken for more than counting noise only when it is clearly above it
+_FLOOR_RINGS = 5.0  # it is smooth over frequency, and one ring alone tells it badly
 
 
 def fuse_linear(views: xr.DataArray, *, upsample: int | str = "auto", device: str = "auto") -> xr.Dataset:
