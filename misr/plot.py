@@ -20,6 +20,7 @@ __all__ = ["plot_frc", "plot_image", "plot_views", "robust_limits"]
 
 _IMAGE_DIMS = (("y", "x"), ("scan_y", "scan_x"))
 _HALF_MAPS, _AGAINST_TRUTH, _LEVEL = "#0f6cbd", "#c2571a", "#5a5a5a"  # told apart in grey and by the colour-blind
+_FONTS = {"title": "10.5pt", "labels": "9.5pt", "ticks": "8.5pt", "legend": "8.5pt"}
 _TOP_TICKS = (10.0, 5.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5)
 
 
@@ -94,14 +95,15 @@ def plot_image(
         scalebar=True,
         scalebar_unit=("nm", "m"),
         scalebar_location="bottom_left",
-        scalebar_opts={"background_fill_alpha": 0.75, "border_line_alpha": 0, "padding": 6, "margin": 8},
+        scalebar_opts={"background_fill_alpha": 0.7, "border_line_alpha": 0, "padding": 3, "margin": 6},
         title=value.pprint_label if title is None else f"{title} ({unit})" if value.unit else title,
         tools=["hover"],
         default_tools=["pan", "wheel_zoom", "save", "reset"],
         active_tools=[],
         toolbar="above",
+        autohide_toolbar=True,
         framewise=True,
-        fontscale=1.0,
+        fontsize=_FONTS,
     )
 
 
@@ -207,14 +209,16 @@ def plot_frc(
         frame_width=width,
         frame_height=height,
         legend_position="top_right",
-        legend_opts={"background_fill_alpha": 0.8, "border_line_alpha": 0, "padding": 4, "spacing": 0},
+        legend_opts={"background_fill_alpha": 0.5, "border_line_alpha": 0, "padding": 2, "spacing": -2},
         show_grid=True,
         gridstyle={"grid_line_color": "#eeeeee"},
         hooks=[_add_length_axis],
         default_tools=["pan", "wheel_zoom", "save", "reset"],
         active_tools=[],
         toolbar="above",
+        autohide_toolbar=True,
         framewise=True,
+        fontsize=_FONTS,
     )
 
 
@@ -294,6 +298,7 @@ def plot_views(views: xr.DataArray, *, view: int | None = None, size: int = 300)
     points = hv.Points((views.det_x.values, views.det_y.values), kdims=axes).opts(
         backend="bokeh", size=4, color=_HALF_MAPS, title="where each view was recorded", data_aspect=1,
         frame_width=size, frame_height=size, invert_yaxis=True, padding=0.08, default_tools=["save"], tools=[],
+        autohide_toolbar=True, fontsize=_FONTS,
     )  # fmt: skip
     chosen = hv.Points([(float(one.det_x), float(one.det_y))], kdims=axes).opts(
         backend="bokeh", size=13, fill_alpha=0, line_width=2.5, color=_AGAINST_TRUTH

@@ -1,7 +1,8 @@
 """Interactive tools for the notebook and the browser."""
 
 try:
-    from misr.dashboards.explore import explore, sample, serve
+    from misr.dashboards.explore import explore, serve
+    from misr.dashboards.explore_state import sample
 except ModuleNotFoundError as error:
     if error.name not in ("param", "panel", "holoviews", "bokeh"):
         raise

@@ -6,302 +6,21 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import param
 import xarray as xr
 
-from misr.cube import validate_cube
-from misr.dose import apply_dose, split_counts, thin_counts
-from misr.fusion import fuse_linear, shift_and_add
-from misr.plot import plot_frc, plot_image, resolution_text
-from misr.resolution import fourier_ring_correlation
-from misr.views import synthesize_views
+from misr.dashboards.explore_state import ExploreState, Result, sample, summary
+from misr.plot import plot_frc, plot_image
 
 if TYPE_CHECKING:
     import panel as pn
 
-__all__ = ["METHODS", "ExploreState", "dose_steps", "explore", "half_maps", "picture", "sample", "serve", "views_at"]
+__all__ = ["explore", "serve"]
 
 _LOG = logging.getLogger(__name__)
-_DOSES = (3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
-_VIEWS = (9, 25, 50, 100, 200, 400)
-_POSITIONS = 64  # along each scan axis: more is cropped to the centre, to stay live
-_RING_WIDTH = 0.07  # 1/Å: wider than the reciprocal lattice of the sample
-_SCAN_DIMS = ("scan_y", "scan_x")
-
-
-def sample() -> xr.Dataset:
-    """The specimen shown when there is no cube: a zeolite crystallite in silica glass, 64 Å wide, 2 Å steps.
-
-    A perfect crystal would make a poor lesson: its FRC jumps from reflection to reflection.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``counts`` (expected, at 1 e/Å²) and ``phase``, as `misr.simulate_cube`. Takes a few seconds.
-    """
-    from misr.simulate import semicrystalline_atoms, simulate_cube
-
-    return simulate_cube(
-        semicrystalline_atoms(field_A=64.0, rng=1),
-        aberrations={"C10": -1000.0},
-        scan_step_A=2.0,
-        det_max_mrad=12.0,
-        det_pixels=40,
-        progress=False,
-    )
-
-
-def dose_steps(cube: xr.DataArray) -> list[float]:
-    """Doses that can be shown: any for expected counts, up to the recorded dose for counted electrons.
-
-    Parameters
-    ----------
-    cube : xarray.DataArray
-        Expected counts (float) or electrons (integer) with ``attrs["dose_e_per_A2"]``.
-
-    Returns
-    -------
-    list of float
-        e/Å², ascending.
-
-    Raises
-    ------
-    ValueError
-        If the cube's own dose is not known.
-
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> dose_steps(xr.DataArray([1], attrs={"dose_e_per_A2": 25.0}))
-    [3.0, 5.0, 10.0, 20.0, 25.0]
-    """
-    own = cube.attrs.get("dose_e_per_A2")
-    if own is None or not np.isfinite(own) or own <= 0:
-        raise ValueError(f"the cube's own dose is {own}: set cube.attrs['dose_e_per_A2'] (electrons per Å²)")
-    if _is_expected(cube):
-        return [float(dose) for dose in _DOSES]
-    return [float(dose) for dose in _DOSES if dose < 0.999 * own] + [float(own)]
-
-
-def views_at(views: xr.DataArray, *, dose_e_per_A2: float, rng: Any = None) -> xr.DataArray:
-    """Views at a dose: drawn from expected counts, or thinned from counted electrons.
-
-    A view is a sum of pixels, so drawing or thinning the sum has the law of doing so for each pixel.
-
-    Parameters
-    ----------
-    views : xarray.DataArray
-        From `misr.synthesize_views`.
-    dose_e_per_A2 : float
-        Electrons per Å².
-    rng : None, int or numpy.random.Generator
-        Seed (SPEC 7).
-
-    Returns
-    -------
-    xarray.DataArray
-        Integer counts.
-
-    Raises
-    ------
-    ValueError
-        If the dose is above that of counted electrons.
-
-    Examples
-    --------
-    >>> import numpy as np, xarray as xr
-    >>> counts = xr.DataArray(np.full((2, 4, 4), 50), dims=("view", "scan_y", "scan_x"),
-    ...                       attrs={"dose_e_per_A2": 100.0})
-    >>> views_at(counts, dose_e_per_A2=10, rng=0).attrs["dose_e_per_A2"]
-    10.0
-    """
-    if _is_expected(views):
-        return apply_dose(views, dose_e_per_A2, rng=rng)
-    own = float(views.attrs["dose_e_per_A2"])
-    if dose_e_per_A2 > own * 1.001:
-        raise ValueError(f"dose {dose_e_per_A2:g} e/Å² is above the recorded {own:g} e/Å²: electrons only go away")
-    return thin_counts(views, min(1.0, dose_e_per_A2 / own), rng=rng)
-
-
-def _one_raw_view(views: xr.DataArray) -> xr.DataArray:
-    """Contrast of the view nearest to the optic axis, on the scan's own grid."""
-    axial = int(np.argmin(np.hypot(views.det_y.values, views.det_x.values)))
-    counts = views.isel(view=axial, drop=True).astype(float)
-    mean = float(counts.mean())
-    if mean == 0:
-        raise ValueError("the chosen view holds no electron at this dose: raise the dose, or gather fewer views")
-    image = (counts / mean - 1).rename({"scan_y": "y", "scan_x": "x"}).rename("contrast")
-    return image.assign_attrs(units="1")
-
-
-def _linear(views: xr.DataArray) -> xr.DataArray:
-    return fuse_linear(views)["phase"]
-
-
-METHODS: dict[str, Callable[[xr.DataArray], xr.DataArray]] = {
-    "one raw view": _one_raw_view,
-    "tcBF (shift and add)": shift_and_add,
-    "linear fusion": _linear,
-}
-
-
-def picture(views: xr.DataArray, *, method: str) -> xr.DataArray:
-    """The image a method makes of counted views.
-
-    Parameters
-    ----------
-    views : xarray.DataArray
-        Integer counts.
-    method : str
-        A key of ``METHODS``.
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims ``("y", "x")``.
-
-    Raises
-    ------
-    ValueError
-        For an unknown method, or if the method cannot use the views.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} must be one of {list(METHODS)}")
-    return METHODS[method](views)
-
-
-def half_maps(views: xr.DataArray, *, method: str, rng: Any = None) -> tuple[xr.DataArray, xr.DataArray]:
-    """The same method on two independent halves of the electrons; see `picture`."""
-    first, second = (picture(half, method=method) for half in split_counts(views, rng=rng))
-    return first, second
-
-
-class Result(NamedTuple):
-    """What the tool shows; the curves come after the image."""
-
-    image: xr.DataArray
-    frc: xr.DataArray | None = None
-    frc_truth: xr.DataArray | None = None
-
-
-class ExploreState(param.Parameterized):
-    """Choices and what follows from them; no widgets.
-
-    Parameters
-    ----------
-    cube : xarray.DataArray or Dataset
-        Expected or counted electrons; in a Dataset, as ``counts``, beside the true ``phase`` if it is known.
-    seed : int, default 0
-        Seed of the electrons and of the split in halves: the same choices give the same picture.
-    """
-
-    dose = param.Selector(objects=[100.0], label="Dose (e/Å²)", doc="Electrons per Å².")
-    n_views = param.Selector(objects=[9], label="Number of views", doc="Groups of bright-field pixels.")
-    method = param.Selector(objects=list(METHODS), default="linear fusion", label="Method")
-    ring_width = param.Selector(objects=[_RING_WIDTH], label="FRC ring width (1/Å)", doc="Averaged frequencies.")
-    result = param.ClassSelector(class_=Result, allow_None=True, precedence=-1)
-    busy = param.Boolean(default=False, precedence=-1)
-    problem = param.String(default="", precedence=-1)
-
-    def __init__(self, cube: xr.DataArray | xr.Dataset, *, seed: int = 0, **params: Any) -> None:
-        super().__init__()
-        self.truth = cube.get("phase") if isinstance(cube, xr.Dataset) else None
-        counts = cube["counts"] if isinstance(cube, xr.Dataset) else cube
-        validate_cube(counts, counts=False)
-        self.cube = _centre(counts)
-        self.seed = seed
-        if self.cube.shape != counts.shape:
-            self.truth = None
-        every = synthesize_views(self.cube).compute()
-        self._grouped = {every.sizes["view"]: every}
-        doses, widths = dose_steps(counts), _ring_widths(self.cube)
-        self.param.dose.objects = doses
-        self.param.n_views.objects = [n for n in _VIEWS if n < every.sizes["view"]] + [every.sizes["view"]]
-        self.param.ring_width.objects = widths
-        chosen = {
-            "dose": min(doses, key=lambda dose: abs(np.log(dose / 300))),
-            "n_views": self.param.n_views.objects[-1],
-            "ring_width": min(widths, key=lambda width: abs(width - _RING_WIDTH)),
-        }
-        self.param.update(**(chosen | params))
-
-    def views(self) -> xr.DataArray:
-        """Views for the present choices; those before the dose are kept for the next."""
-        n_views = self.n_views
-        if n_views not in self._grouped:
-            self._grouped[n_views] = synthesize_views(self.cube, n_views=n_views).compute()
-        return views_at(self._grouped[n_views], dose_e_per_A2=self.dose, rng=self.seed)
-
-    def steps(self) -> list[Callable[[], Result]]:
-        """The work for the present choices, in parts: the image first, since it is there soonest."""
-        method, width, found = self.method, self.ring_width, {}
-
-        def show_image() -> Result:
-            found["views"] = self.views()
-            found["image"] = picture(found["views"], method=method)
-            return Result(found["image"])
-
-        def show_curves() -> Result:
-            first, second = half_maps(found["views"], method=method, rng=self.seed)
-            window = None if self.cube.attrs.get("periodic") else "hann"
-            frc = fourier_ring_correlation(first, second, ring_width=width, window=window)
-            return Result(found["image"], frc, self._against_truth(found["image"], width))
-
-        return [show_image, show_curves]
-
-    def _against_truth(self, image: xr.DataArray, ring_width: float) -> xr.DataArray | None:
-        if self.truth is None or image.attrs.get("units") != "rad":
-            return None
-        from misr.simulate import phase_on_grid
-
-        truth = phase_on_grid(self.truth, like=image)
-        window = None if self.cube.attrs.get("periodic") else "hann"
-        return fourier_ring_correlation(image, truth, ring_width=ring_width, window=window)
-
-    def update(self) -> None:
-        """Compute now, in this thread; problems are raised."""
-        for step in self.steps():
-            self.result = step()
-
-    async def follow(self, *_: Any) -> None:
-        """Compute in another thread, newest choices only; problems go to ``problem``."""
-        self._stale = True
-        if self.busy:
-            return
-        self.busy = True
-        try:
-            while self._stale:
-                self._stale = False
-                await self._follow_once()
-        finally:
-            self.busy = False
-
-    _stale = False
-
-    async def _follow_once(self) -> None:
-        try:
-            for step in self.steps():
-                result = await asyncio.to_thread(step)
-                if self._stale:
-                    return
-                self.param.update(result=result, problem="")
-        except (ValueError, RuntimeError, MemoryError, ArithmeticError, np.linalg.LinAlgError) as error:
-            _LOG.warning("%s", error, exc_info=True)
-            self.problem = str(error) or type(error).__name__
-
-
-def summary(result: Result | None, *, ring_width: float) -> str:
-    """The resolution in one line of Markdown, or an ellipsis while it is being computed."""
-    if result is None or result.frc is None:
-        return "### Resolution …"
-    words = f"### Resolution {resolution_text(result.frc)}"
-    parts = [f"half maps, half-bit threshold, rings of {ring_width:g} 1/Å"]
-    if result.frc_truth is not None:
-        parts.append(f"against the truth (0.5): **{resolution_text(result.frc_truth, threshold=0.5)}**")
-    return words + "\n" + "; ".join(parts)
+_CHOICES = ["dose", "n_views", "method", "ring_width"]
+_IMAGE_SIZE = 230  # screen pixels: two images and a curve fit beside the controls
 
 
 def explore(cube: xr.DataArray | xr.Dataset | None = None) -> pn.viewable.Viewable:
@@ -315,7 +34,7 @@ def explore(cube: xr.DataArray | xr.Dataset | None = None) -> pn.viewable.Viewab
     cube : xarray.DataArray or Dataset, optional
         Expected counts (any dose is drawn from them) or counted electrons (lower doses are thinned from them),
         aberrations in the attrs; a Dataset with ``counts`` and ``phase`` also shows the truth. By default a simulated
-        zeolite in glass (`sample`), computed on the spot.
+        zeolite in glass (`sample`), which takes a few seconds.
 
     Returns
     -------
@@ -329,12 +48,11 @@ def explore(cube: xr.DataArray | xr.Dataset | None = None) -> pn.viewable.Viewab
     """
     import panel as pn
 
-    body = pn.Column(sizing_mode="stretch_width")
-    if cube is not None:
-        body[:] = _parts(ExploreState(cube))
-    else:
-        _when_ready(body, sample, lambda scan: body.__setitem__(slice(None), _parts(ExploreState(scan))))
-    return body
+    state = ExploreState(sample() if cube is None else cube)
+    # the first picture before the page: a notebook loses what arrives while it is still drawing
+    state.update_or_explain()
+    controls, figures = _controls_and_figures(state)
+    return pn.Row(pn.Column(*controls, width=255), pn.Column(*figures, sizing_mode="stretch_width"))
 
 
 def serve(
@@ -366,16 +84,21 @@ def serve(
     load = functools.cache(sample if cube is None else lambda: cube)
 
     def page() -> Any:
-        template = pn.template.VanillaTemplate(title=title, header_background="#1b3a57", sidebar_width=290)
+        template = pn.template.BootstrapTemplate(title=title, header_background="#1b3a57", sidebar_width=270)
         body = pn.Column(sizing_mode="stretch_width")
         side = pn.Column()
         template.main.append(body)
         template.sidebar.append(side)
 
-        def fill(scan: Any) -> None:
-            side[:], body[:] = _controls_and_figures(ExploreState(scan))
+        def prepare() -> ExploreState:
+            state = ExploreState(load())
+            state.update_or_explain()
+            return state
 
-        _when_ready(body, load, fill)
+        def fill(state: ExploreState) -> None:
+            side[:], body[:] = _controls_and_figures(state)
+
+        _when_ready(body, prepare, fill)
         return template
 
     origins = [f"{host}:{port or '*'}" for host in ("localhost", "127.0.0.1", address)]
@@ -390,8 +113,8 @@ def serve(
     )
 
 
-def _when_ready(body: Any, load: Callable[[], Any], fill: Callable[[Any], None]) -> None:
-    """Show that the data are on their way, load them in another thread, then fill the page."""
+def _when_ready(body: Any, prepare: Callable[[], ExploreState], fill: Callable[[ExploreState], None]) -> None:
+    """Show that the data are on their way, prepare them in another thread, then fill the page."""
     import panel as pn
 
     body[:] = [
@@ -400,7 +123,7 @@ def _when_ready(body: Any, load: Callable[[], Any], fill: Callable[[Any], None])
 
     async def wait() -> None:
         try:
-            fill(await asyncio.to_thread(load))
+            fill(await asyncio.to_thread(prepare))
         except (ValueError, RuntimeError, MemoryError, OSError) as error:
             _LOG.warning("%s", error, exc_info=True)
             body[:] = [pn.pane.Alert(f"**No data.** {error}", alert_type="danger")]
@@ -408,76 +131,38 @@ def _when_ready(body: Any, load: Callable[[], Any], fill: Callable[[Any], None])
     pn.state.onload(wait)
 
 
-def _parts(state: ExploreState) -> list[Any]:
-    import panel as pn
-
-    controls, figures = _controls_and_figures(state)
-    return [pn.Row(pn.Column(*controls, width=290), pn.Column(*figures, sizing_mode="stretch_width"))]
-
-
 def _controls_and_figures(state: ExploreState) -> tuple[list[Any], list[Any]]:
     import panel as pn
 
-    slider = {"type": pn.widgets.DiscreteSlider, "throttled": True, "width": 260}
-    controls = pn.Param(
-        state,
-        parameters=["dose", "n_views", "method", "ring_width"],
-        widgets={
-            "dose": slider | {"formatter": "%g"},
-            "n_views": slider | {"formatter": "%d"},
-            "method": pn.widgets.RadioBoxGroup,
-            "ring_width": slider | {"formatter": "%g"},
-        },
-        show_name=False,
-        width=280,
-    )
-    spinner = pn.indicators.LoadingSpinner(value=state.param.busy, visible=state.param.busy, size=24, margin=(12, 10))
+    slider = {"type": pn.widgets.DiscreteSlider, "throttled": True, "width": 225}
+    widgets = dict.fromkeys(_CHOICES, slider) | {"method": pn.widgets.RadioBoxGroup}
+    controls = pn.Param(state, parameters=_CHOICES, widgets=widgets, show_name=False, width=245)
+    words = pn.pane.HTML(min_width=420, margin=(5, 10))
+    spinner = pn.indicators.LoadingSpinner(value=True, visible=state.param.busy, size=24, margin=(14, 10))
     alert = pn.pane.Alert(
         state.param.problem, alert_type="danger", visible=state.param.problem.rx.bool(), sizing_mode="stretch_width"
     )
-    words, image, truth, frc = (
-        pn.pane.Markdown(summary(None, ring_width=state.ring_width), min_width=360, css_classes=["resolution"]),
-        *(pn.pane.HoloViews(None, linked_axes=False, margin=(0, 15, 10, 0)) for _ in range(3)),
-    )
-
-    def draw(event: Any) -> None:
-        result = event.new
-        words.object = summary(result, ring_width=state.ring_width)
-        image.object = plot_image(result.image, title=state.method)
-        if result.frc is not None:
-            frc.object = plot_frc(result.frc, truth=result.frc_truth, title="Fourier ring correlation")
-
-    state.param.watch(draw, "result")
-    state.param.watch(state.follow, ["dose", "n_views", "method", "ring_width"])
+    image, truth, frc = (pn.pane.HoloViews(None, linked_axes=False, margin=(0, 4, 10, 0)) for _ in range(3))
     if state.truth is not None:
-        truth.object = plot_image(state.truth, title="the truth")
-    pn.state.onload(state.follow)
+        truth.object = plot_image(state.truth, title="the truth", size=_IMAGE_SIZE)
+
+    def draw(*_: Any) -> None:
+        result = state.result
+        words.object = _words(state, result)
+        if result is not None:
+            image.object = plot_image(result.image, title=state.method, size=_IMAGE_SIZE)
+        if result is not None and result.frc is not None:
+            size = {"width": _IMAGE_SIZE + 40, "height": _IMAGE_SIZE}
+            frc.object = plot_frc(result.frc, truth=result.frc_truth, title="Fourier ring correlation", **size)
+
+    draw()
+    state.param.watch(draw, "result")
+    state.param.watch(state.follow, _CHOICES)
     figures = [pn.Row(words, spinner), alert, pn.FlexBox(image, truth, frc, sizing_mode="stretch_width")]
     return [controls], figures
 
 
-def _is_expected(array: xr.DataArray) -> bool:
-    """Floats are expected counts unless all are whole: a detector may store electrons as floats."""
-    if array.dtype.kind != "f":
-        return False
-    some = array.isel({name: slice(0, 4) for name in _SCAN_DIMS}).values
-    return not np.array_equal(some, np.rint(some))
-
-
-def _centre(cube: xr.DataArray) -> xr.DataArray:
-    crop = {}
-    for name in _SCAN_DIMS:
-        first = max(0, (cube.sizes[name] - _POSITIONS) // 2)
-        crop[name] = slice(first, first + _POSITIONS)
-    centre = cube.isel(crop)
-    if centre.shape != cube.shape:
-        # a part of a periodic scan does not wrap round
-        centre.attrs = {name: value for name, value in cube.attrs.items() if name != "periodic"}
-    return centre
-
-
-def _ring_widths(cube: xr.DataArray) -> list[float]:
-    fields = [float(np.ptp(cube[name].values)) * cube.sizes[name] / (cube.sizes[name] - 1) for name in _SCAN_DIMS]
-    lowest = 1 / min(min(fields), 1e9)
-    widths = [width for width in (0.02, 0.03, 0.05, 0.07, 0.1, 0.15) if width >= lowest]
-    return widths or [lowest]
+def _words(state: ExploreState, result: Result | None) -> str:
+    heading, how = summary(result, ring_width=state.ring_width)
+    # plain HTML: a Markdown heading would get an anchor sign in JupyterLab
+    return f'<div style="font-size: 22px; line-height: 1.5">{heading}</div><div>{how}</div>'

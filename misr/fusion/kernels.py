@@ -30,11 +30,15 @@ _ENTRIES_AT_ONCE = 1 << 18  # overlap values in flight: the dozen intermediate a
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Fine-grid frequencies of each scan frequency's aliases, flattened over the half plane."""
+    """Object frequencies within the band limit that each scan frequency holds, flattened over the half plane.
+
+    Scan frequencies with fewer such aliases than the fullest are filled up with frequencies beyond the limit.
+    """
 
     y: torch.Tensor  # (scan frequency, alias), 1/Å
     x: torch.Tensor
     magnitude: torch.Tensor
+    alias: torch.Tensor  # place of each among the U² of the fine grid
     weight: torch.Tensor  # (scan frequency,): 2 where the conjugate half plane repeats it, else 1
 
 
@@ -56,23 +60,27 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(f"device={device!r} is not known to torch: use 'auto', 'cpu' or 'cuda'") from error
 
 
-def frequencies(grid: ScanGrid, *, device: torch.device) -> Frequencies:
-    """Frequencies of the half plane's aliases."""
+def frequencies(grid: ScanGrid, *, cutoff: float, device: torch.device) -> Frequencies:
+    """Frequencies of the half plane's aliases below ``2 cutoff``."""
     (n_y, n_x), up = grid.padded, grid.upsample
     half = n_x // 2 + 1
     fine_y = np.fft.fftfreq(n_y * up, grid.step[0] / up).reshape(up, n_y)
     fine_x = np.fft.fftfreq(n_x * up, grid.step[1] / up).reshape(up, n_x)[:, :half]
     q_y, q_x = np.broadcast_arrays(fine_y.T[:, None, :, None], fine_x.T[None, :, None, :])
-    shape = (n_y * half, up * up)
+    q_y, q_x = (np.ascontiguousarray(q).reshape(n_y * half, up * up) for q in (q_y, q_x))
+    magnitude = np.hypot(q_y, q_x)
+    beyond = magnitude >= 2 * cutoff
+    alias = np.argsort(beyond, axis=1, kind="stable")[:, : int((~beyond).sum(axis=1).max())]
     weight = np.full((n_y, half), 2.0)
     weight[:, 0] = 1.0
     if n_x % 2 == 0:
         weight[:, -1] = 1.0
-    tensors = [
-        torch.as_tensor(np.ascontiguousarray(q).reshape(shape), dtype=torch.float32, device=device) for q in (q_y, q_x)
-    ]
-    magnitude = torch.hypot(*tensors)
-    return Frequencies(*tensors, magnitude, torch.as_tensor(weight.ravel(), device=device))
+    y, x, radius = (
+        torch.as_tensor(np.take_along_axis(q, alias, axis=1), dtype=torch.float32, device=device)
+        for q in (q_y, q_x, magnitude)
+    )
+    index = torch.as_tensor(alias, device=device)
+    return Frequencies(y, x, radius, index, torch.as_tensor(weight.ravel(), device=device))
 
 
 def spectra(counts: np.ndarray, *, grid: ScanGrid, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +171,9 @@ def normal_equations(
     return NormalEquations(matrix, vector)
 
 
-def shifted_sum(transformed: torch.Tensor, mean: torch.Tensor, *, shifts: np.ndarray, grid: ScanGrid) -> torch.Tensor:
+def shifted_sum(
+    transformed: torch.Tensor, mean: torch.Tensor, *, shifts: np.ndarray, grid: ScanGrid, freq: Frequencies
+) -> torch.Tensor:
     """Count-weighted mean of the views, each repeated over the aliases and shifted back: (scan frequency, alias)."""
     (n_y, n_x), up = grid.padded, grid.upsample
     half = n_x // 2 + 1
@@ -181,14 +191,16 @@ def shifted_sum(transformed: torch.Tensor, mean: torch.Tensor, *, shifts: np.nda
         ramp_x = torch.exp(-2j * np.pi * fine_x * shift[:, 1, None, None]).to(torch.complex64)
         block = transformed[part] * share[part, None, None]
         result += torch.einsum("vyx,vyj,vxi->yxji", block, ramp_y, ramp_x)
-    return result.reshape(n_y * half, up * up)
+    return result.reshape(n_y * half, up * up).gather(1, freq.alias)
 
 
-def image_from_spectrum(solution: torch.Tensor, *, grid: ScanGrid) -> np.ndarray:
+def image_from_spectrum(solution: torch.Tensor, *, grid: ScanGrid, freq: Frequencies) -> np.ndarray:
     """Real image of the scanned field from the half plane's alias coefficients."""
     (n_y, n_x), up = grid.padded, grid.upsample
     half = n_x // 2 + 1
-    blocks = solution.reshape(n_y, half, up, up).permute(2, 0, 3, 1)  # alias_y, m_y, alias_x, m_x
+    placed = torch.zeros((n_y * half, up * up), dtype=solution.dtype, device=solution.device)
+    placed.scatter_(1, freq.alias, solution)
+    blocks = placed.reshape(n_y, half, up, up).permute(2, 0, 3, 1)  # alias_y, m_y, alias_x, m_x
     full = torch.zeros((up, n_y, up, n_x), dtype=solution.dtype, device=solution.device)
     full[..., :half] = blocks
     full = full.reshape(grid.fine)

@@ -68,10 +68,10 @@ def fuse_linear(views: xr.DataArray, *, upsample: int | str = "auto", device: st
     grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=_step(views)))
     on = kernels.resolve_device(device)
     transformed, mean = kernels.spectra(_counts(views), grid=grid, device=on)
-    freq = kernels.frequencies(grid, device=on)
+    freq = kernels.frequencies(grid, cutoff=geometry.cutoff, device=on)
     equations = kernels.normal_equations(transformed, mean, geometry=geometry, freq=freq)
     posterior, chi2 = _regularised_solve(equations, transformed, mean, freq=freq, grid=grid, cutoff=geometry.cutoff)
-    phase = kernels.image_from_spectrum(posterior.mean, grid=grid)
+    phase = kernels.image_from_spectrum(posterior.mean, grid=grid, freq=freq)
     variance = float((freq.weight[:, None] * posterior.variance).sum())
     attrs = _image_attrs(views, "fuse_linear", grid) | {"chi2": chi2}
     image = image_from_array(phase, pixel_A=_pixel(grid), origin_A=_origin(views), attrs=attrs)
@@ -87,13 +87,12 @@ def _regularised_solve(equations: Any, transformed: Any, mean: Any, *, freq: Any
     """
     from misr.fusion import prior
 
-    scale = 1.0
+    rings = prior.make_rings(freq, width=_ring_width(grid), cutoff=cutoff)
+    scale, power = 1.0, None
     for _ in range(2):
         n_effective = grid.n_effective / scale
-        power = prior.learn_ring_power(
-            equations, freq=freq, ring_width=_ring_width(grid), cutoff=cutoff, n_effective=n_effective
-        )
-        posterior = prior.solve(equations, power=power, n_effective=n_effective)
+        power = prior.learn_ring_power(equations, rings=rings, n_effective=n_effective, start=power)
+        posterior = prior.solve(equations, power=rings.spread(power), n_effective=n_effective)
         chi2 = prior.excess_residual(
             equations, posterior, transformed=transformed, mean=mean, freq=freq, n_effective=grid.n_effective
         )
@@ -152,8 +151,8 @@ def shift_and_add(
     on = kernels.resolve_device(device)
     transformed, mean = kernels.spectra(_counts(views), grid=grid, device=on)
     shifts = np.column_stack((views["shift_y"].values, views["shift_x"].values))
-    summed = kernels.shifted_sum(transformed, mean, shifts=shifts, grid=grid)
-    freq = kernels.frequencies(grid, device=on)
+    freq = kernels.frequencies(grid, cutoff=geometry.cutoff, device=on)
+    summed = kernels.shifted_sum(transformed, mean, shifts=shifts, grid=grid, freq=freq)
     transfer = _tcbf_transfer(freq, geometry)
     if ctf == "flip":
         summed = summed * transfer.sign()
@@ -163,7 +162,7 @@ def shift_and_add(
     attrs = _image_attrs(views, "shift_and_add", grid) | {"ctf": str(ctf)}
     if ctf != "wiener":
         attrs["units"] = "1"
-    image = kernels.image_from_spectrum(summed, grid=grid)
+    image = kernels.image_from_spectrum(summed, grid=grid, freq=freq)
     return image_from_array(image, pixel_A=_pixel(grid), origin_A=_origin(views), attrs=attrs, units=attrs["units"])
 
 
@@ -196,12 +195,13 @@ def _wiener(summed: Any, transfer: Any, *, noise: float, freq: Any, ring_width: 
     from misr.fusion import prior
     from misr.fusion.kernels import NormalEquations
 
-    alone = {name: getattr(freq, name).reshape(-1, 1) for name in ("y", "x", "magnitude")}
+    alone = {name: getattr(freq, name).reshape(-1, 1) for name in ("y", "x", "magnitude", "alias")}
     weight = freq.weight[:, None].expand(freq.magnitude.shape).reshape(-1)
     each = replace(freq, weight=weight, **alone)
     equations = NormalEquations((transfer**2).reshape(-1, 1, 1), (transfer * summed).reshape(-1, 1))
-    power = prior.learn_ring_power(equations, freq=each, ring_width=ring_width, cutoff=cutoff, n_effective=1 / noise)
-    return prior.solve(equations, power=power, n_effective=1 / noise).mean.reshape(summed.shape)
+    rings = prior.make_rings(each, width=ring_width, cutoff=cutoff)
+    power = prior.learn_ring_power(equations, rings=rings, n_effective=1 / noise)
+    return prior.solve(equations, power=rings.spread(power), n_effective=1 / noise).mean.reshape(summed.shape)
 
 
 def _counts(views: xr.DataArray) -> np.ndarray:

@@ -1,0 +1,355 @@
+"""State of the explore tool, without widgets: the choices, and the image and curves that follow from them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import param
+import xarray as xr
+
+from misr.cube import validate_cube
+from misr.dose import apply_dose, split_counts, thin_counts
+from misr.fusion import fuse_linear, shift_and_add
+from misr.plot import resolution_text
+from misr.resolution import fourier_ring_correlation
+from misr.views import synthesize_views
+
+__all__ = ["METHODS", "ExploreState", "Result", "dose_steps", "half_maps", "picture", "sample", "summary", "views_at"]
+
+_LOG = logging.getLogger(__name__)
+_DOSES = (3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
+_VIEWS = (9, 25, 50, 100, 200, 400)
+_POSITIONS = 64  # along each scan axis: more is cropped to the centre, to stay live
+_EXPECTED = (ValueError, RuntimeError, MemoryError, ArithmeticError, np.linalg.LinAlgError)
+_RING_WIDTH = 0.07  # 1/Å: wider than the reciprocal lattice of the sample
+_SCAN_DIMS = ("scan_y", "scan_x")
+
+
+def sample() -> xr.Dataset:
+    """The specimen shown when there is no cube: a zeolite crystallite in silica glass, 64 Å wide, 2 Å steps.
+
+    A perfect crystal would make a poor lesson: its FRC jumps from reflection to reflection.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``counts`` (expected, at 1 e/Å²) and ``phase``, as `misr.simulate_cube`. Takes a few seconds.
+    """
+    from misr.simulate import semicrystalline_atoms, simulate_cube
+
+    return simulate_cube(
+        semicrystalline_atoms(field_A=64.0, rng=1),
+        aberrations={"C10": -1000.0},
+        scan_step_A=2.0,
+        det_max_mrad=12.0,
+        det_pixels=40,
+        progress=False,
+    )
+
+
+def dose_steps(cube: xr.DataArray) -> list[float]:
+    """Doses that can be shown: any for expected counts, up to the recorded dose for counted electrons.
+
+    Parameters
+    ----------
+    cube : xarray.DataArray
+        Expected counts (float) or electrons (integer) with ``attrs["dose_e_per_A2"]``.
+
+    Returns
+    -------
+    list of float
+        e/Å², ascending.
+
+    Raises
+    ------
+    ValueError
+        If the cube's own dose is not known.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> dose_steps(xr.DataArray([1], attrs={"dose_e_per_A2": 25.0}))
+    [3.0, 5.0, 10.0, 20.0, 25.0]
+    """
+    own = cube.attrs.get("dose_e_per_A2")
+    if own is None or not np.isfinite(own) or own <= 0:
+        raise ValueError(f"the cube's own dose is {own}: set cube.attrs['dose_e_per_A2'] (electrons per Å²)")
+    if _is_expected(cube):
+        return [float(dose) for dose in _DOSES]
+    return [float(dose) for dose in _DOSES if dose < 0.999 * own] + [float(own)]
+
+
+def views_at(views: xr.DataArray, *, dose_e_per_A2: float, rng: Any = None) -> xr.DataArray:
+    """Views at a dose: drawn from expected counts, or thinned from counted electrons.
+
+    A view is a sum of pixels, so drawing or thinning the sum has the law of doing so for each pixel.
+
+    Parameters
+    ----------
+    views : xarray.DataArray
+        From `misr.synthesize_views`.
+    dose_e_per_A2 : float
+        Electrons per Å².
+    rng : None, int or numpy.random.Generator
+        Seed (SPEC 7).
+
+    Returns
+    -------
+    xarray.DataArray
+        Integer counts.
+
+    Raises
+    ------
+    ValueError
+        If the dose is above that of counted electrons.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> counts = xr.DataArray(np.full((2, 4, 4), 50), dims=("view", "scan_y", "scan_x"),
+    ...                       attrs={"dose_e_per_A2": 100.0})
+    >>> views_at(counts, dose_e_per_A2=10, rng=0).attrs["dose_e_per_A2"]
+    10.0
+    """
+    if _is_expected(views):
+        return apply_dose(views, dose_e_per_A2, rng=rng)
+    own = float(views.attrs["dose_e_per_A2"])
+    if dose_e_per_A2 > own * 1.001:
+        raise ValueError(f"dose {dose_e_per_A2:g} e/Å² is above the recorded {own:g} e/Å²: electrons only go away")
+    return thin_counts(views, min(1.0, dose_e_per_A2 / own), rng=rng)
+
+
+def _one_raw_view(views: xr.DataArray) -> xr.DataArray:
+    """Contrast of the view nearest to the optic axis, on the scan's own grid."""
+    axial = int(np.argmin(np.hypot(views.det_y.values, views.det_x.values)))
+    counts = views.isel(view=axial, drop=True).astype(float)
+    mean = float(counts.mean())
+    if mean == 0:
+        raise ValueError("the chosen view holds no electron at this dose: raise the dose, or gather fewer views")
+    image = (counts / mean - 1).rename({"scan_y": "y", "scan_x": "x"}).rename("contrast")
+    return image.assign_attrs(units="1")
+
+
+def _linear(views: xr.DataArray) -> xr.DataArray:
+    return fuse_linear(views)["phase"]
+
+
+METHODS: dict[str, Callable[[xr.DataArray], xr.DataArray]] = {
+    "one raw view": _one_raw_view,
+    "tcBF (shift and add)": shift_and_add,
+    "linear fusion": _linear,
+}
+
+
+def picture(views: xr.DataArray, *, method: str) -> xr.DataArray:
+    """The image a method makes of counted views.
+
+    Parameters
+    ----------
+    views : xarray.DataArray
+        Integer counts.
+    method : str
+        A key of ``METHODS``.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims ``("y", "x")``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, or if the method cannot use the views.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} must be one of {list(METHODS)}")
+    return METHODS[method](views)
+
+
+def half_maps(views: xr.DataArray, *, method: str, rng: Any = None) -> tuple[xr.DataArray, xr.DataArray]:
+    """The same method on two independent halves of the electrons; see `picture`."""
+    first, second = (picture(half, method=method) for half in split_counts(views, rng=rng))
+    return first, second
+
+
+class Result(NamedTuple):
+    """What the tool shows; the curves come after the image."""
+
+    image: xr.DataArray
+    frc: xr.DataArray | None = None
+    frc_truth: xr.DataArray | None = None
+
+
+class ExploreState(param.Parameterized):
+    """Choices and what follows from them; no widgets.
+
+    Parameters
+    ----------
+    cube : xarray.DataArray or Dataset
+        Expected or counted electrons; in a Dataset, as ``counts``, beside the true ``phase`` if it is known.
+    seed : int, default 0
+        Seed of the electrons and of the split in halves: the same choices give the same picture.
+    """
+
+    dose = param.Selector(objects=[100.0], label="Dose (e/Å²)", doc="Electrons per Å².")
+    n_views = param.Selector(objects=[9], label="Number of views", doc="Groups of bright-field pixels.")
+    method = param.Selector(objects=list(METHODS), default="linear fusion", label="Method")
+    ring_width = param.Selector(objects=[_RING_WIDTH], label="FRC ring width (1/Å)", doc="Averaged frequencies.")
+    result = param.ClassSelector(class_=Result, allow_None=True, precedence=-1)
+    busy = param.Boolean(default=False, precedence=-1)
+    problem = param.String(default="", precedence=-1)
+
+    def __init__(self, cube: xr.DataArray | xr.Dataset, *, seed: int = 0, **params: Any) -> None:
+        super().__init__()
+        self.truth = cube.get("phase") if isinstance(cube, xr.Dataset) else None
+        counts = cube["counts"] if isinstance(cube, xr.Dataset) else cube
+        validate_cube(counts, counts=False)
+        self.cube = _centre(counts)
+        self.seed = seed
+        if self.cube.shape != counts.shape:
+            self.truth = None
+        every = synthesize_views(self.cube).compute()
+        self._grouped = {every.sizes["view"]: every}
+        doses, widths = dose_steps(counts), _ring_widths(self.cube)
+        numbers = [n for n in _VIEWS if n < every.sizes["view"]] + [every.sizes["view"]]
+        for name, values in (("dose", doses), ("n_views", numbers), ("ring_width", widths)):
+            self.param[name].objects = {f"{value:g}": value for value in values}
+        chosen = {
+            "dose": min(doses, key=lambda dose: abs(np.log(dose / 300))),
+            "n_views": numbers[-1],
+            "ring_width": min(widths, key=lambda width: abs(width - _RING_WIDTH)),
+        }
+        self.param.update(**(chosen | params))
+
+    def views(self) -> xr.DataArray:
+        """Views for the present choices; those before the dose are kept for the next."""
+        n_views = self.n_views
+        if n_views not in self._grouped:
+            self._grouped[n_views] = synthesize_views(self.cube, n_views=n_views).compute()
+        return views_at(self._grouped[n_views], dose_e_per_A2=self.dose, rng=self.seed)
+
+    def steps(self) -> list[Callable[[], Result]]:
+        """The work for the present choices, in parts: the image first, since it is there soonest."""
+        method, width, found = self.method, self.ring_width, {}
+
+        def show_image() -> Result:
+            found["views"] = self.views()
+            found["image"] = picture(found["views"], method=method)
+            return Result(found["image"])
+
+        def show_curves() -> Result:
+            first, second = half_maps(found["views"], method=method, rng=self.seed)
+            window = None if self.cube.attrs.get("periodic") else "hann"
+            frc = fourier_ring_correlation(first, second, ring_width=width, window=window)
+            return Result(found["image"], frc, self._against_truth(found["image"], width))
+
+        return [show_image, show_curves]
+
+    def _against_truth(self, image: xr.DataArray, ring_width: float) -> xr.DataArray | None:
+        if self.truth is None or image.attrs.get("units") != "rad":
+            return None
+        from misr.simulate import phase_on_grid
+
+        truth = phase_on_grid(self.truth, like=image)
+        window = None if self.cube.attrs.get("periodic") else "hann"
+        return fourier_ring_correlation(image, truth, ring_width=ring_width, window=window)
+
+    def update(self) -> None:
+        """Compute now, in this thread; problems are raised."""
+        for step in self.steps():
+            self.result = step()
+
+    def update_or_explain(self) -> None:
+        """Compute now, in this thread; problems go to ``problem``."""
+        try:
+            self.update()
+        except _EXPECTED as error:
+            self._explain(error)
+
+    async def follow(self, *_: Any) -> None:
+        """Compute in another thread, newest choices only; problems go to ``problem``."""
+        self._stale = True
+        if self.busy:
+            return
+        self.busy = True
+        try:
+            while self._stale:
+                self._stale = False
+                await self._follow_once()
+        finally:
+            self.busy = False
+
+    _stale = False
+
+    async def _follow_once(self) -> None:
+        try:
+            for step in self.steps():
+                result = await asyncio.to_thread(step)
+                if self._stale:
+                    return
+                self.param.update(result=result, problem="")
+        except _EXPECTED as error:
+            self._explain(error)
+
+    def _explain(self, error: Exception) -> None:
+        _LOG.warning("%s", error, exc_info=True)
+        self.problem = str(error) or type(error).__name__
+
+
+def summary(result: Result | None, *, ring_width: float) -> tuple[str, str]:
+    """The resolution, and how it was found; an ellipsis while it is being computed.
+
+    Parameters
+    ----------
+    result : Result or None
+        From `ExploreState`.
+    ring_width : float
+        Of the FRC, 1/Å.
+
+    Returns
+    -------
+    tuple of str
+        A heading and a line.
+
+    Examples
+    --------
+    >>> summary(None, ring_width=0.05)
+    ('Resolution: …', 'Half maps, half-bit threshold, rings of 0.05 1/Å.')
+    """
+    how = f"Half maps, half-bit threshold, rings of {ring_width:g} 1/Å."
+    if result is None or result.frc is None:
+        return "Resolution: …", how
+    if result.frc_truth is not None:
+        how += f" Against the truth, threshold 0.5: {resolution_text(result.frc_truth, threshold=0.5)}."
+    return f"Resolution: {resolution_text(result.frc)}", how
+
+
+def _is_expected(array: xr.DataArray) -> bool:
+    """Floats are expected counts unless all are whole: a detector may store electrons as floats."""
+    if array.dtype.kind != "f":
+        return False
+    some = array.isel({name: slice(0, 4) for name in _SCAN_DIMS}).values
+    return not np.array_equal(some, np.rint(some))
+
+
+def _centre(cube: xr.DataArray) -> xr.DataArray:
+    crop = {}
+    for name in _SCAN_DIMS:
+        first = max(0, (cube.sizes[name] - _POSITIONS) // 2)
+        crop[name] = slice(first, first + _POSITIONS)
+    centre = cube.isel(crop)
+    if centre.shape != cube.shape:
+        # a part of a periodic scan does not wrap round
+        centre.attrs = {name: value for name, value in cube.attrs.items() if name != "periodic"}
+    return centre
+
+
+def _ring_widths(cube: xr.DataArray) -> list[float]:
+    fields = [float(np.ptp(cube[name].values)) * cube.sizes[name] / (cube.sizes[name] - 1) for name in _SCAN_DIMS]
+    lowest = 1 / min(min(fields), 1e9)
+    widths = [width for width in (0.02, 0.03, 0.05, 0.07, 0.1, 0.15) if width >= lowest]
+    return widths or [lowest]
