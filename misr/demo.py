@@ -30,7 +30,9 @@ SPECIMENS = {
     "semicrystalline": "semi-crystalline: zeolite in glass",
     "crystalline": "crystalline: zeolite with vacancies",
 }
-_RING_WIDTH = 0.09  # 1/Å: wider than the zeolite's reciprocal lattice spacing (1/11.87 Å), or rings between reflections are empty
+_RING_WIDTH = (
+    0.09  # 1/Å: wider than the zeolite's reciprocal lattice spacing (1/11.87 Å), or rings between reflections are empty
+)
 _FIELD = 64.0
 _STEP = 2.0
 _OPTICS: dict[str, Any] = {"energy_eV": 300e3, "semiangle_mrad": 10.0, "aberrations": {"C10": -1500.0}}
@@ -72,6 +74,8 @@ def run_demo(
     from misr.figures import demo_figure
     from misr.io import save_result
 
+    if not dose_e_per_A2 > 0:
+        raise ValueError(f"dose_e_per_A2={dose_e_per_A2} must be a positive number of electrons per Å²")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -91,7 +95,8 @@ def run_demo(
 
 def simulate_specimen(name: str, *, rng: int = 0) -> xr.Dataset:
     """Expected counts and truth of one of the demonstration's specimens."""
-    from misr.simulate import amorphous_atoms, crystalline_atoms, semicrystalline_atoms, simulate_cube
+    from misr.simulate import simulate_cube
+    from misr.specimens import amorphous_atoms, crystalline_atoms, semicrystalline_atoms
 
     if name == "amorphous":
         atoms = amorphous_atoms(field_A=_FIELD, thickness_A=30.0, rng=rng)
@@ -105,7 +110,7 @@ def simulate_specimen(name: str, *, rng: int = 0) -> xr.Dataset:
 def _compare(
     simulated: xr.Dataset, specimen: str, *, dose_e_per_A2: float, rng: int, bar: Any
 ) -> tuple[xr.Dataset, list[dict[str, Any]]]:
-    from misr.simulate import phase_on_grid
+    from misr.resample import phase_on_grid
 
     cube = apply_dose(simulated["counts"], dose_e_per_A2, rng=rng)
     # the references do not know that the simulated scan wraps round, so misr is not told either

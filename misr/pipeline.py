@@ -21,6 +21,7 @@ __all__ = ["half_map_frc", "super_resolve"]
 
 _LOG = logging.getLogger(__name__)
 _MODELS = ("default", "linear")
+_CHI2_SUSPECT = 1.5  # counting statistics give 1 within a few thousandths for the numbers of views and positions in use
 
 
 def super_resolve(
@@ -70,6 +71,12 @@ def super_resolve(
     ValueError
         For an invalid cube, unknown aberrations, or a bad argument.
 
+    Warns
+    -----
+    UserWarning
+        If counts are not whole electrons, or the weak-phase model leaves much more than the counting noise unexplained
+        (``attrs["chi2"]``, 1 when it holds).
+
     Examples
     --------
     >>> import numpy as np, misr
@@ -95,6 +102,14 @@ def super_resolve(
     result.attrs["history"] = append_history(
         result.attrs, "super_resolve", model="linear", n_views=views.sizes["view"], rng=describe_rng(rng)
     )
+    if result.attrs["chi2"] > _CHI2_SUSPECT:
+        warnings.warn(
+            f"the weak-phase model leaves {result.attrs['chi2']:.1f} times the counting noise unexplained (strong or "
+            "thick specimen, wrong aberrations, or counts that are not electrons): both half maps share that error, so their "
+            "FRC says how well the image repeats, not how true it is",
+            UserWarning,
+            stacklevel=2,
+        )
     if not _whole_counts(views):
         warnings.warn(
             "the counts are not whole electrons, so they cannot be split in independent halves: no FRC, no resolution",

@@ -13,11 +13,11 @@ from misr._provenance import append_history
 __all__ = ["fourier_ring_correlation", "frc_resolution", "frc_threshold"]
 
 _THRESHOLDS = {
-    # (a + b/√n) / (c + d/√n): van Heel & Schatz 2005, J. Struct. Biol. 151, 250, eqs. 14 and 17
+    # (a + b/√n) / (c + d/√n): van Heel & Schatz 2005, J. Struct. Biol. 151, 250
     "half-bit": (0.2071, 1.9102, 1.2071, 0.9102),
     "1-bit": (0.5, 2.4142, 1.5, 1.4142),
 }
-_CHANCE = 3.0  # a ring counts as correlated only above this many standard deviations of unrelated images
+_CHANCE = 3.0  # a ring counts as correlated only above this many standard deviations of unrelated images, 1/√(2n)
 _SAME_GRID = 1e-3  # of a pixel
 
 
@@ -146,7 +146,7 @@ def frc_threshold(kind: str | float, n: Any) -> Any:
         Half-bit ``(0.2071 + 1.9102/√n) / (1.2071 + 0.9102/√n)`` and 1-bit
         ``(0.5 + 2.4142/√n) / (1.5 + 1.4142/√n)`` are the FRC of half maps that hold ½ and 1 bit per value (van Heel &
         Schatz 2005); a number is that number everywhere. Against truth use 0.5, for half maps 0.143 says the same
-        where n is large (both mean a spectral SNR of ⅓ in the half maps' sum).
+        (both mean a spectral SNR of ⅓ at the full dose).
     n : array or float
         Independent values per ring.
 
@@ -180,7 +180,7 @@ def frc_resolution(frc: xr.DataArray, threshold: str | float = "half-bit") -> xr
     """Resolution at the FRC's first fall below a threshold.
 
     Phase contrast carries almost nothing at the lowest frequencies, so leading rings below the threshold are skipped:
-    the search starts at the first ring that lies above it and above chance (3/√n), and ends at the first later ring
+    the search starts at the first ring that lies above it and above chance (3/√(2n)), and ends at the first later ring
     below it; in between, the crossing is interpolated linearly.
 
     Parameters
@@ -215,7 +215,7 @@ def frc_resolution(frc: xr.DataArray, threshold: str | float = "half-bit") -> xr
         raise ValueError(f"the FRC curve lacks {missing}: make it with misr.fourier_ring_correlation")
     q, n = frc["frequency"].values, frc["n_independent"].values
     level = np.asarray(frc_threshold(threshold, n), dtype=float)
-    value, status = _first_fall(q, frc.values - level, frc.values > np.maximum(level, _CHANCE / np.sqrt(n)))
+    value, status = _first_fall(q, frc.values - level, frc.values > np.maximum(level, _CHANCE / np.sqrt(2 * n)))
     attrs = {"units": "Å", "status": status, "threshold": str(threshold)}
     if "ring_width" in frc.attrs:
         attrs["ring_width"] = frc.attrs["ring_width"]
