@@ -1,9 +1,9 @@
+from .aberrations import aberrations_of as aberrations_of
+from .aberrations import with_aberrations as with_aberrations
 from .calibrate import bright_field_disk as bright_field_disk
-from .cube import aberrations_of as aberrations_of
 from .cube import cube_from_array as cube_from_array
 from .cube import cube_history as cube_history
 from .cube import validate_cube as validate_cube
-from .cube import with_aberrations as with_aberrations
 from .dose import apply_dose as apply_dose
 from .dose import split_counts as split_counts
 from .dose import thin_counts as thin_counts
@@ -15,17 +15,19 @@ from .io import read_cube as read_cube
 from .io import read_result as read_result
 from .io import save_cube as save_cube
 from .io import save_result as save_result
+from .phase import projected_phase as projected_phase
 from .pipeline import super_resolve as super_resolve
 from .reference import reconstruct_parallax as reconstruct_parallax
 from .reference import reconstruct_ptychography as reconstruct_ptychography
+from .resample import phase_on_grid as phase_on_grid
+from .resample import resample_like as resample_like
 from .resolution import fourier_ring_correlation as fourier_ring_correlation
 from .resolution import frc_resolution as frc_resolution
 from .resolution import frc_threshold as frc_threshold
-from .simulate import amorphous_atoms as amorphous_atoms
-from .simulate import crystalline_atoms as crystalline_atoms
-from .simulate import projected_phase as projected_phase
-from .simulate import semicrystalline_atoms as semicrystalline_atoms
 from .simulate import simulate_cube as simulate_cube
+from .specimens import amorphous_atoms as amorphous_atoms
+from .specimens import crystalline_atoms as crystalline_atoms
+from .specimens import semicrystalline_atoms as semicrystalline_atoms
 from .views import synthesize_views as synthesize_views
 
 __version__: str

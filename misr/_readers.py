@@ -46,11 +46,7 @@ def _zarr_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         node = zarr.open(store, mode="r")
         if isinstance(node, zarr.Array):
             return {"": node.shape}
-        return {
-            name: member.shape
-            for name, member in node.members(max_depth=None)
-            if isinstance(member, zarr.Array)
-        }
+        return {name: member.shape for name, member in node.members(max_depth=None) if isinstance(member, zarr.Array)}
 
 
 def has_labelled_zarr(path: Path, dims: tuple[str, ...]) -> bool:
@@ -184,10 +180,7 @@ def py4dstem_recording(
             for place in places:
                 axes[place] = axis
     firsts = _first_pixels(data.shape, calibration, misr)
-    axes = [
-        axis if first is None else replace(axis, first_px=first)
-        for axis, first in zip(axes, firsts, strict=True)
-    ]
+    axes = [axis if first is None else replace(axis, first_px=first) for axis, first in zip(axes, firsts, strict=True)]
     if bool(calibration.get("QR_flip", False)):  # its detector is transposed against the scan
         data, axes = data.transpose(0, 1, 3, 2), [axes[0], axes[1], axes[3], axes[2]]
 

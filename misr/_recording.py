@@ -12,7 +12,8 @@ import xarray as xr
 
 from misr._provenance import append_history
 from misr._units import is_per_length, to_angstrom, to_mrad
-from misr.cube import CUBE_DIMS, aberrations_of, cube_from_array, validate_cube, with_aberrations
+from misr.aberrations import aberrations_of, with_aberrations
+from misr.cube import CUBE_DIMS, cube_from_array, validate_cube
 from misr.optics import polar_aberrations
 
 Pair = float | tuple[float, float]
@@ -131,8 +132,7 @@ def _missing(found: Recording, energy: Any, semiangle: Any, scan: Any, det: Any)
     waits = energy is None and all(axis.step and is_per_length(axis.units) for axis in found.axes[2:])
     known = {
         "energy_eV": energy is not None,
-        "semiangle_mrad": semiangle is not None
-        or (found.semiangle_px is not None and (waits or det is None)),
+        "semiangle_mrad": semiangle is not None or (found.semiangle_px is not None and (waits or det is None)),
         "scan_step_A": scan is not None,
         "det_step_mrad": det is not None or waits,
     }

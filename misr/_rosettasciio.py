@@ -38,9 +38,7 @@ def plugins_for(extension: str) -> list[dict[str, Any]]:
     """RosettaSciIO's plugins for an extension (without the dot)."""
     from rsciio import IO_PLUGINS
 
-    return [
-        plugin for plugin in IO_PLUGINS if extension in {name.lower() for name in plugin["file_extensions"]}
-    ]
+    return [plugin for plugin in IO_PLUGINS if extension in {name.lower() for name in plugin["file_extensions"]}]
 
 
 def plugin_extensions() -> set[str]:
@@ -104,8 +102,7 @@ def _rosettasciio_recording(signal: Mapping[str, Any], path: Path) -> Recording 
         return None
     order = _scan_first([axis.get("navigate") for axis in axes], path)
     first, second, third, fourth = (
-        axis_of(axes[index].get("scale"), axes[index].get("units"), axes[index].get("offset"))
-        for index in order
+        axis_of(axes[index].get("scale"), axes[index].get("units"), axes[index].get("offset")) for index in order
     )
     if order != [0, 1, 2, 3]:
         data = data.transpose(order)

@@ -130,9 +130,7 @@ class StoredArray:
             whole = max(1, int(_BLOCK_BYTES // max(row * rows, 1))) * rows
             return normalize_chunks((whole, *self.shape[1:]), self.shape)
         wanted: Any = ("auto",) * self.ndim
-        if self.chunks is None or all(
-            part == size for part, size in zip(self.chunks[2:], self.shape[2:], strict=True)
-        ):
+        if self.chunks is None or all(part == size for part, size in zip(self.chunks[2:], self.shape[2:], strict=True)):
             wanted = ("auto", "auto", *self.shape[2:])
         return normalize_chunks(
             wanted, self.shape, limit=_BLOCK_BYTES, dtype=self.dtype, previous_chunks=self.chunks or None

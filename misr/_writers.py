@@ -44,9 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}: make it first")
     if path.is_dir() and not is_zarr_folder(path):
-        raise FileExistsError(
-            f"{path} is a folder, and not one of zarr's: it will not be replaced; give another name"
-        )
+        raise FileExistsError(f"{path} is a folder, and not one of zarr's: it will not be replaced; give another name")
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield folder / path.name
@@ -60,9 +58,7 @@ def _put(new: Path, path: Path, *, aside: Path) -> None:
         os.replace(new, path)
         return
     had_one = path.exists()
-    if (
-        had_one
-    ):  # a folder cannot be replaced in one step: the old one goes aside, and back if the new one fails
+    if had_one:  # a folder cannot be replaced in one step: the old one goes aside, and back if the new one fails
         os.replace(path, aside)
     try:
         os.replace(new, path)
@@ -77,9 +73,7 @@ def write_dataset(dataset: xr.Dataset, path: Path) -> None:
     kind = file_kind(path)
     tidy = _with_plain_attrs(dataset).drop_encoding()
     tidy.attrs[_MARK] = 1
-    chunks = {
-        name: storage_chunks(variable.shape, variable.dtype) for name, variable in tidy.variables.items()
-    }
+    chunks = {name: storage_chunks(variable.shape, variable.dtype) for name, variable in tidy.variables.items()}
     for name, variable in list(tidy.variables.items()):
         if variable.chunks is not None:
             tidy[name] = tidy[name].chunk(_blocks(variable, chunks[name]))
@@ -105,7 +99,7 @@ def _write_netcdf(dataset: xr.Dataset, path: Path, chunks: dict[Any, tuple[int, 
 
 
 def _write_zarr(dataset: xr.Dataset, path: Path, chunks: dict[Any, tuple[int, ...]]) -> None:
-    from numcodecs import Blosc  # type: ignore[import-untyped]
+    from numcodecs import Blosc
 
     encoding: dict[Any, dict[str, Any]] = {}
     for name, variable in dataset.variables.items():
@@ -113,9 +107,7 @@ def _write_zarr(dataset: xr.Dataset, path: Path, chunks: dict[Any, tuple[int, ..
             codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.BITSHUFFLE)
             encoding[name] = {"chunks": chunks[name], "compressors": (codec,)}
     # format 2: format 3 has no settled string type yet. Empty chunks are written, so that an absent one is a fault.
-    dataset.to_zarr(
-        path, mode="w", encoding=encoding, zarr_format=2, consolidated=False, write_empty_chunks=True
-    )
+    dataset.to_zarr(path, mode="w", encoding=encoding, zarr_format=2, consolidated=False, write_empty_chunks=True)
 
 
 def _zip(folder: Path, path: Path) -> None:
@@ -182,8 +174,7 @@ def _plain_attrs(attrs: Any, where: str) -> dict[str, Any]:
             value = int(value)  # netCDF has no booleans
         listed = value if isinstance(value, list) else [value]
         if not listed or not (
-            all(isinstance(item, int | float) for item in listed)
-            or all(isinstance(item, str) for item in listed)
+            all(isinstance(item, int | float) for item in listed) or all(isinstance(item, str) for item in listed)
         ):
             raise TypeError(
                 f"attrs[{name!r}] of {where} is {value!r}: files hold numbers, strings and lists of either; "
@@ -227,7 +218,5 @@ def _python_attrs(dataset: xr.Dataset) -> xr.Dataset:
     dataset.attrs = {name: plain(value) for name, value in dataset.attrs.items() if name != _MARK}
     for variable in dataset.variables.values():
         # what stands for a missing value is zarr's default, not the user's
-        variable.attrs = {
-            name: plain(value) for name, value in variable.attrs.items() if name != "_FillValue"
-        }
+        variable.attrs = {name: plain(value) for name, value in variable.attrs.items() if name != "_FillValue"}
     return dataset

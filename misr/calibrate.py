@@ -127,7 +127,7 @@ def _disk_region(pattern: np.ndarray, n_expected: float) -> np.ndarray:
         raise ValueError("no bright-field disk: the mean pattern is empty. Are these counts, and is the beam on?")
     sizes = np.bincount(labels.ravel())[1:]
     region = labels == 1 + int(np.argmax(sizes))
-    if not 0.25 * n_expected < region.sum() < 4 * n_expected:
+    if not 0.5 * n_expected < region.sum() < 2 * n_expected:
         raise ValueError(
             f"no bright-field disk of semiangle_mrad found: the bright region has {int(region.sum())} pixels, "
             f"expected about {n_expected:.0f}. Check semiangle_mrad and det_step_mrad"

@@ -142,10 +142,8 @@ def _info(arguments: argparse.Namespace) -> None:
     sizes = " × ".join(f"{size} {name}" for name, size in cube.sizes.items())
     print(f"{arguments.cube}: {sizes}, {cube.dtype}, {cube.nbytes / 2**20:.1f} MiB")
     for name in cube.dims:
-        values = cube[name].values
-        print(
-            f"  {name}: {values[0]:.4g} to {values[-1]:.4g} {cube[name].attrs['units']}, step {values[1] - values[0]:.4g}"
-        )
+        values, units = cube[name].values, cube[name].attrs["units"]
+        print(f"  {name}: {values[0]:.4g} to {values[-1]:.4g} {units}, step {values[1] - values[0]:.4g}")
     for name, value in cube.attrs.items():
         if name != "history":
             print(f"  {name}: {value}")

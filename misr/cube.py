@@ -10,18 +10,16 @@ import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history, read_history
-from misr.optics import polar_aberrations
+from misr.aberrations import aberration_attrs, aberrations_of
 
 __all__ = [
     "CUBE_DIMS",
-    "aberrations_of",
     "cube_from_array",
     "cube_history",
     "image_from_array",
     "is_lazy",
     "scan_step",
     "validate_cube",
-    "with_aberrations",
 ]
 
 CUBE_DIMS = ("scan_y", "scan_x", "det_y", "det_x")
@@ -102,7 +100,7 @@ def cube_from_array(
         dose_e_per_A2 = float(np.sum(counts, dtype=float)) / (size[0] * size[1]) / (scan_steps[0] * scan_steps[1])
     if dose_e_per_A2 is not None:
         cube.attrs["dose_e_per_A2"] = float(dose_e_per_A2)
-    cube.attrs.update(_aberration_attrs(aberrations))
+    cube.attrs.update(aberration_attrs(aberrations))
     cube.attrs["history"] = append_history(
         {},
         "cube_from_array",
@@ -276,89 +274,6 @@ def detector_step(cube: xr.DataArray) -> tuple[float, float]:
         values = np.asarray(cube[name].values, dtype=float)
         steps.append(float(values[-1] - values[0]) / (len(values) - 1))
     return steps[0], steps[1]
-
-
-def _aberration_attrs(aberrations: Any) -> dict[str, float]:
-    return {
-        name + ("_A" if name.startswith("C") else "_rad"): value
-        for name, value in polar_aberrations(aberrations).items()
-    }
-
-
-def aberrations_of(array: xr.DataArray | xr.Dataset) -> dict[str, float] | None:
-    """Polar aberrations in the attrs (``C10_A``, ``C12_A``, ``phi12_rad``, …), or None if there are none.
-
-    Parameters
-    ----------
-    array : xarray.DataArray or Dataset
-        A cube or anything made from one.
-
-    Returns
-    -------
-    dict or None
-        ``{"C10": …}`` in Å and rad.
-
-    Raises
-    ------
-    ValueError
-        For a value that is not a finite number.
-
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> aberrations_of(xr.DataArray(0, attrs={"C10_A": -500.0}))
-    {'C10': -500.0}
-    """
-    found = {}
-    for name, value in array.attrs.items():
-        stem, _, unit = str(name).partition("_")
-        is_coefficient = (stem[:1] == "C" and unit == "A") or (stem[:3] == "phi" and unit == "rad")
-        if is_coefficient and stem.lstrip("Cphi").isdigit():
-            found[stem] = value
-    return polar_aberrations(found) if found else None
-
-
-def with_aberrations(
-    cube: xr.DataArray, aberrations: Mapping[str, Any] | xr.Dataset, *, rotation_deg: float | None = None
-) -> xr.DataArray:
-    """The cube with these aberrations (and rotation) in its attrs, replacing any it had.
-
-    Parameters
-    ----------
-    cube : xarray.DataArray
-        A 4D-STEM cube; its data are shared, not copied.
-    aberrations : mapping or Dataset
-        Polar coefficients, Å and rad; ``rotation_deg`` in it is used when the argument is None.
-    rotation_deg : float, optional
-        Scan-to-detector rotation, degrees.
-
-    Returns
-    -------
-    xarray.DataArray
-        The cube, relabelled.
-
-    Raises
-    ------
-    ValueError
-        For unknown aberrations.
-
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> with_aberrations(xr.DataArray(0), {"defocus": 500}).attrs["C10_A"]
-    -500.0
-    """
-    polar = polar_aberrations(aberrations)
-    stale = {name + ("_A" if name.startswith("C") else "_rad") for name in aberrations_of(cube) or {}}
-    result = cube.copy(deep=False)
-    result.attrs = {name: value for name, value in cube.attrs.items() if name not in stale}
-    result.attrs.update(_aberration_attrs(polar))
-    if rotation_deg is None and "rotation_deg" in aberrations:
-        rotation_deg = float(aberrations["rotation_deg"])
-    if rotation_deg is not None:
-        result.attrs["rotation_deg"] = float(rotation_deg)
-    result.attrs["history"] = append_history(cube.attrs, "with_aberrations", **polar, rotation_deg=rotation_deg)
-    return result
 
 
 def cube_history(array: xr.DataArray | xr.Dataset) -> list[dict[str, Any]]:

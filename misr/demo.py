@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -30,9 +30,8 @@ SPECIMENS = {
     "semicrystalline": "semi-crystalline: zeolite in glass",
     "crystalline": "crystalline: zeolite with vacancies",
 }
-_RING_WIDTH = (
-    0.09  # 1/Å: wider than the zeolite's reciprocal lattice spacing (1/11.87 Å), or rings between reflections are empty
-)
+# 1/Å: wider than the zeolite's reciprocal lattice spacing (1/11.87 Å), or rings between reflections are empty
+_RING_WIDTH = 0.09
 _FIELD = 64.0
 _STEP = 2.0
 _OPTICS: dict[str, Any] = {"energy_eV": 300e3, "semiangle_mrad": 10.0, "aberrations": {"C10": -1500.0}}
@@ -147,7 +146,10 @@ def _reconstructions(like: xr.DataArray, rng: int) -> Iterator[tuple[str, Callab
     yield "tcBF", lambda cube: shift_and_add(synthesize_views(cube))
     yield "misr", lambda cube: fuse_linear(synthesize_views(cube))["phase"]
     yield "parallax", lambda cube: reconstruct_parallax(cube, like=like, progress=False)
-    yield "ptychography", lambda cube: reconstruct_ptychography(cube, like=like, rng=rng, progress=False)
+    yield (
+        "ptychography",
+        lambda cube: cast(xr.DataArray, reconstruct_ptychography(cube, like=like, rng=rng, progress=False)),
+    )
 
 
 def raw_view(cube: xr.DataArray) -> xr.DataArray:

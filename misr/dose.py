@@ -6,6 +6,7 @@ the whole (the colouring theorem; Kingman, *Poisson Processes*, 1993, ch. 5). Th
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def apply_dose(cube: xr.DataArray, dose_e_per_A2: float, *, rng: Any = None) -> 
     if own_dose is None:
         raise ValueError("the cube's own dose is unknown: set cube.attrs['dose_e_per_A2'] (electrons per Å²)")
     factor = float(dose_e_per_A2) / float(own_dose)
-    dtype = np.dtype(np.uint32)
+    dtype: np.dtype[Any] = np.dtype(np.uint32)
     if not is_lazy(cube):
         largest = float(cube.max()) * factor
         if not largest < _LARGEST_POISSON:
@@ -193,8 +194,8 @@ def _draw_rows(cube: xr.DataArray, draw: Any, rng: Any, dtype: np.dtype) -> xr.D
         result = np.empty(block.shape, dtype=dtype)
         for index, row in enumerate(block):
             # a fresh copy of the stream: a dask block may be computed more than once and must not change
-            seed = generators[first + index].bit_generator.seed_seq
-            result[index] = draw(row, np.random.default_rng(seed))
+            stream = copy.deepcopy(generators[first + index])
+            result[index] = draw(row, stream)
         return result
 
     if not is_lazy(cube):

@@ -14,13 +14,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 
-from misr._provenance import append_history
+from misr._py4dstem import to_datacube
 from misr._readers import (
-    FIRST_PX_KEY,
-    SHAPE_KEY,
     has_labelled_zarr,
     py4dstem_recording,
     read_hdf5,
@@ -31,13 +28,10 @@ from misr._recording import Pair, Recording, cube_from_recording, own_cube
 from misr._rosettasciio import plugin_extensions, plugins_for, read_rosettasciio
 from misr._stored import StoredArray
 from misr._writers import file_kind, open_dataset, read_dataset, write_dataset
-from misr.cube import CUBE_DIMS, detector_step, scan_step, validate_cube
-from misr.optics import electron_wavelength
+from misr.cube import CUBE_DIMS, validate_cube
 
 __all__ = ["cube_from_py4dstem", "cube_to_py4dstem", "read_cube", "read_result", "save_cube", "save_result"]
 
-_IN_CALIBRATION = ("energy_eV", "semiangle_mrad", "rotation_deg", "history")
-_SQUARE = 1e-3
 _BROKEN = (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile)
 
 
@@ -94,6 +88,7 @@ def read_cube(
     Examples
     --------
     >>> import pathlib, tempfile
+    >>> import numpy as np
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "scan.npy"
     >>> np.save(path, np.ones((8, 8, 16, 16), dtype="uint8"))
     >>> read_cube(path, energy_eV=300e3, semiangle_mrad=10, scan_step_A=2)
@@ -165,14 +160,10 @@ def _stored_cube(path: Path, kind: Literal["hdf5", "zarr"], lazy: bool) -> xr.Da
     with open_dataset(path, mask_and_scale=False) as dataset:
         names = [name for name, variable in dataset.data_vars.items() if variable.dims == CUBE_DIMS]
         if len(names) != 1:
-            raise ValueError(
-                f"{path.name} holds {len(names)} variables with dims {CUBE_DIMS}: expected one cube"
-            )
+            raise ValueError(f"{path.name} holds {len(names)} variables with dims {CUBE_DIMS}: expected one cube")
         cube = dataset[names[0]]
         if {"scale_factor", "add_offset"} & set(cube.attrs):
-            raise ValueError(
-                f"{path.name} holds packed numbers: load it with xarray.load_dataset and save it unpacked"
-            )
+            raise ValueError(f"{path.name} holds packed numbers: load it with xarray.load_dataset and save it unpacked")
         coords = {name: coord.load() for name, coord in cube.coords.items()}
         stored = StoredArray.open(path, kind, str(names[0]))
         decoded = stored.dtype != cube.dtype  # booleans in netCDF
@@ -208,6 +199,7 @@ def save_cube(cube: xr.DataArray, path: str | PathLike[str]) -> None:
     Examples
     --------
     >>> import pathlib, tempfile, misr
+    >>> import numpy as np
     >>> cube = misr.cube_from_array(np.ones((8, 8, 16, 16), dtype="uint8"), scan_step_A=2, det_step_mrad=2,
     ...                             energy_eV=300e3, semiangle_mrad=10)
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "cube.nc"
@@ -241,6 +233,7 @@ def save_result(result: xr.Dataset | xr.DataArray, path: str | PathLike[str]) ->
     Examples
     --------
     >>> import pathlib, tempfile
+    >>> import numpy as np
     >>> result = xr.Dataset({"phase": (("y", "x"), np.ones((2, 3)), {"units": "rad"})})
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "result.zarr"
     >>> save_result(result, path)
@@ -330,9 +323,7 @@ def cube_from_py4dstem(
     """
     calibration, metadata = getattr(datacube, "calibration", None), getattr(datacube, "metadata", None)
     if calibration is None or metadata is None:
-        raise TypeError(
-            f"expected a py4DSTEM.DataCube, got {type(datacube).__name__}: see misr.cube_from_array"
-        )
+        raise TypeError(f"expected a py4DSTEM.DataCube, got {type(datacube).__name__}: see misr.cube_from_array")
     given = _given(
         energy_eV=energy_eV,
         semiangle_mrad=semiangle_mrad,
@@ -374,36 +365,4 @@ def cube_to_py4dstem(cube: xr.DataArray) -> Any:
     >>> import misr  # doctest: +SKIP
     >>> datacube = misr.cube_to_py4dstem(misr.read_cube("cube.zarr"))  # doctest: +SKIP
     """
-    validate_cube(cube, counts=False)
-    step_A = _square(scan_step(cube), "scan step", "Å", "scan")
-    step_mrad = _square(detector_step(cube), "detector step", "mrad", "det")
-    import py4DSTEM
-    from emdfile import Metadata
-
-    datacube = py4DSTEM.DataCube(data=np.asarray(cube.data))
-    calibration = datacube.calibration
-    calibration.set_R_pixel_size(step_A)
-    calibration.set_R_pixel_units("A")
-    calibration.set_Q_pixel_size(step_mrad * 1e-3 / electron_wavelength(float(cube.attrs["energy_eV"])))
-    calibration.set_Q_pixel_units("A^-1")
-    calibration["energy"] = float(cube.attrs["energy_eV"])
-    calibration.set_convergence_semiangle_mrad(float(cube.attrs["semiangle_mrad"]))
-    calibration.set_QR_rotation_degrees(float(cube.attrs.get("rotation_deg", 0.0)))
-    notes = {name: value for name, value in cube.attrs.items() if name not in _IN_CALIBRATION}
-    notes["history"] = append_history(cube.attrs, "cube_to_py4dstem")
-    steps = (step_A, step_A, step_mrad, step_mrad)
-    firsts = [float(cube[dim][0]) / step for dim, step in zip(CUBE_DIMS, steps, strict=True)]
-    datacube.metadata = Metadata(
-        "misr", {**notes, SHAPE_KEY: np.array(cube.shape), FIRST_PX_KEY: np.array(firsts)}
-    )
-    return datacube
-
-
-def _square(steps: tuple[float, float], what: str, unit: str, axes: str) -> float:
-    if abs(steps[0] - steps[1]) > _SQUARE * max(steps):
-        raise ValueError(
-            f"py4DSTEM takes pixels as square, but the {what} is {steps[0]:g} {unit} along y and {steps[1]:g} {unit} "
-            f"along x: bring them to one step first, e.g. with cube.coarsen({axes}_y=..., {axes}_x=...).sum() or "
-            f"cube.interp({axes}_x=...)"
-        )
-    return (steps[0] + steps[1]) / 2
+    return to_datacube(cube)

@@ -33,7 +33,7 @@ def electron_wavelength(energy_eV: float) -> float:
     Returns
     -------
     float
-        ``h c / sqrt(E (E + 2 m c²))`` (Kirkland, *Advanced Computing in Electron Microscopy*, eq. 2.5).
+        ``h c / sqrt(E (E + 2 m c²))`` (Kirkland, *Advanced Computing in Electron Microscopy*).
 
     Raises
     ------
@@ -51,7 +51,7 @@ def electron_wavelength(energy_eV: float) -> float:
 
 
 def interaction_parameter(energy_eV: float) -> float:
-    """Phase in rad that one V Å of projected potential gives (Kirkland eq. 5.6).
+    """Phase in rad that one V Å of projected potential gives (Kirkland).
 
     Parameters
     ----------

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history, describe_rng
-from misr.cube import aberrations_of, validate_cube
+from misr.aberrations import aberrations_of
+from misr.cube import validate_cube
 from misr.dose import split_counts
 from misr.fusion import fuse_linear
 from misr.resolution import fourier_ring_correlation, frc_resolution
@@ -105,8 +106,8 @@ def super_resolve(
     if result.attrs["chi2"] > _CHI2_SUSPECT:
         warnings.warn(
             f"the weak-phase model leaves {result.attrs['chi2']:.1f} times the counting noise unexplained (strong or "
-            "thick specimen, wrong aberrations, or counts that are not electrons): both half maps share that error, so their "
-            "FRC says how well the image repeats, not how true it is",
+            "thick specimen, wrong aberrations, or counts that are not electrons): both half maps share that error, so "
+            "their FRC says how well the image repeats, not how true it is",
             UserWarning,
             stacklevel=2,
         )

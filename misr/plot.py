@@ -209,7 +209,7 @@ def plot_frc(
         frame_width=width,
         frame_height=height,
         legend_position="top_right",
-        legend_opts={"background_fill_alpha": 0.5, "border_line_alpha": 0, "padding": 2, "spacing": -2},
+        legend_opts={"background_fill_alpha": 0.5, "border_line_alpha": 0, "padding": 2, "spacing": -4},
         show_grid=True,
         gridstyle={"grid_line_color": "#eeeeee"},
         hooks=[_add_length_axis],

@@ -6,38 +6,29 @@ the probe was. py4DSTEM calls rows x and columns y, so its aberration angles are
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import math
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history, describe_rng
-from misr.calibrate import bright_field_disk
-from misr.cube import (
-    aberrations_of,
-    detector_step,
-    image_from_array,
-    scan_step,
-    validate_cube,
-    with_aberrations,
+from misr._py4dstem import (
+    Setup,
+    aberration_orders,
+    centred_patterns,
+    engine,
+    import_py4dstem,
+    setup_of,
+    silent_py4dstem,
+    turn_angles,
 )
-from misr.io import cube_to_py4dstem
-from misr.optics import (
-    aberration_gradient,
-    aberration_phase,
-    aperture_fraction,
-    electron_wavelength,
-    polar_aberrations,
-    rotate,
-)
+from misr.aberrations import with_aberrations
+from misr.cube import image_from_array, scan_step
+from misr.resample import resample_like, sample_at
 
-__all__ = ["reconstruct_parallax", "reconstruct_ptychography", "resample_like"]
+__all__ = ["reconstruct_parallax", "reconstruct_ptychography"]
 
 _FIT_PADDING = 32  # py4DSTEM's own, scan pixels
 _CARRIED = ("energy_eV", "semiangle_mrad", "dose_e_per_A2")
@@ -126,17 +117,15 @@ def reconstruct_parallax(
 = -defocus), or those that misr.fit_aberrations(cube) finds
     """
     _refuse(preprocess_options, _OWN_PARALLAX, "preprocess_options")
-    setup = _setup(cube, aberrations, rotation_deg, required=not fit)
+    setup = setup_of(cube, aberrations, rotation_deg, required=not fit)
     step = sum(scan_step(cube)) / 2
     factor = _upsample(upsample, 4 * step * setup.cutoff)
     if not fit and not any(value for name, value in setup.polar.items() if name[0] == "C"):
-        raise ValueError(
-            "all aberrations are 0: parallax gets its contrast from defocus; use ptychography in focus"
-        )
+        raise ValueError("all aberrations are 0: parallax gets its contrast from defocus; use ptychography in focus")
     reach = float(np.abs(setup.shifts(setup.polar)).max()) / step
     padding = max(2 * math.ceil(reach) + 8, _FIT_PADDING if fit else 0)
-    with _quiet(), _bar(3 + fit, "parallax", progress) as bar:
-        parallax = _engine("Parallax", setup, turn_deg=0.0, object_padding_px=(padding, padding))
+    with silent_py4dstem(), _bar(3 + fit, "parallax", progress) as bar:
+        parallax = engine("Parallax", setup, turn_deg=0.0, object_padding_px=(padding, padding))
         parallax.preprocess(
             dp_mask=setup.mask,
             force_rotation_angle_deg=setup.rotation_deg,
@@ -154,14 +143,14 @@ def reconstruct_parallax(
             }
             parallax.reconstruct(**{**quiet, **(reconstruct_options or {})})
             bar.update()
-        orders = None if fit else _orders(setup.polar)
+        orders = None if fit else aberration_orders(setup.polar)
         parallax.aberration_fit(force_rotation_angle_deg=setup.rotation_deg, aberrations_mn=orders)
         quiet = {"plot_upsampled_BF_comparison": False, "progress_bar": False}
         parallax.subpixel_alignment(kde_upsample_factor=factor, **{**quiet, **(alignment_options or {})})
         bar.update()
         parallax.aberration_correct(use_CTF_fit=True, plot_corrected_phase=False)
         bar.update()
-    used = _turn_angles(parallax.aberrations_dict_polar, 0.0) if fit else setup.polar
+    used = turn_angles(parallax.aberrations_dict_polar, 0.0) if fit else setup.polar
     image = _parallax_image(parallax, setup.shifts(used), cube, factor)
     arguments = {"upsample": factor, "fit": fit}
     options = {
@@ -253,13 +242,13 @@ def reconstruct_ptychography(
         raise ValueError(f"iterations={iterations} must be a whole number, at least 1")
     _refuse(preprocess_options, _OWN_PREPROCESS, "preprocess_options")
     _refuse(reconstruct_options, _OWN_RECONSTRUCT, "reconstruct_options")
-    setup = _setup(cube, aberrations, rotation_deg, required=True)
+    setup = setup_of(cube, aberrations, rotation_deg, required=True)
     axes = (np.asarray(cube[name].values, dtype=float) for name in ("scan_y", "scan_x"))
     positions = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
     padding = tuple(math.ceil(size / 2) for size in setup.mask.shape)  # whole: probe positions fall on pixels
     seeds = np.random.default_rng(rng).integers(2**32, size=iterations)
-    with _quiet(), _bar(int(iterations), "ptychography", progress) as bar:
-        ptycho = _engine(
+    with silent_py4dstem(), _bar(int(iterations), "ptychography", progress) as bar:
+        ptycho = engine(
             "SingleslicePtychography",
             setup,
             turn_deg=setup.rotation_deg,
@@ -269,7 +258,7 @@ def reconstruct_ptychography(
             object_padding_px=padding,
             object_type=object_type,
         )
-        ptycho.preprocess(**{**_ptychography_preprocess(setup), **(preprocess_options or {})})
+        ptycho.preprocess(**{**centred_patterns(setup), **(preprocess_options or {})})
         for number, seed in enumerate(seeds):
             ptycho.reconstruct(
                 num_iter=1,
@@ -297,195 +286,6 @@ def reconstruct_ptychography(
     if not return_probe:
         return image
     return xr.Dataset({"phase": image, "probe": setup.label_probe(ptycho._probe)}, attrs=image.attrs)
-
-
-def resample_like(image: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
-    """The image on another image's grid (quintic spline; low-passed first if that grid is coarser).
-
-    Parameters
-    ----------
-    image : xarray.DataArray
-        Dims ``("y", "x")``, Å.
-    like : xarray.DataArray
-        Gives ``y`` and ``x``, Å; it may reach past ``image`` by two pixels at most.
-
-    Returns
-    -------
-    xarray.DataArray
-        Values of ``image`` on the coordinates of ``like``, attrs of ``image``.
-
-    Raises
-    ------
-    ValueError
-        If ``like`` lies outside the image.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from misr.cube import image_from_array
-    >>> ramp = image_from_array(np.arange(64.0).reshape(8, 8), pixel_A=(1, 1))
-    >>> fine = resample_like(ramp, image_from_array(np.zeros((15, 15)), pixel_A=(0.5, 0.5)))
-    >>> fine.shape, round(float(fine[6, 6]), 2)
-    ((15, 15), 27.0)
-    """
-    values = np.asarray(image.values, dtype=float)
-    indices = []
-    for axis, dim in enumerate(("y", "x")):
-        have, want = np.asarray(image[dim].values, float), np.asarray(like[dim].values, float)
-        step = (have[-1] - have[0]) / (have.size - 1)
-        index = (want - have[0]) / step
-        if index.min() < -2 or index.max() > have.size + 1:
-            raise ValueError(
-                f"like covers {dim} = {want[0]:.4g} to {want[-1]:.4g} Å, the image {have[0]:.4g} to {have[-1]:.4g} Å: "
-                "crop like, or give both the same field"
-            )
-        if want.size > 1 and want[1] - want[0] > step * (1 + 1e-6):
-            values = _low_pass(values, axis, step / (want[1] - want[0]))
-        indices.append(index)
-    result = _sample(values, *np.meshgrid(*indices, indexing="ij"))
-    coords = {dim: like[dim] for dim in ("y", "x")}
-    return xr.DataArray(result, dims=("y", "x"), coords=coords, name=image.name, attrs=dict(image.attrs))
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What misr knows about the measurement; patterns rolled so that the optic axis is nearest pixel N // 2."""
-
-    cube: xr.DataArray
-    mask: np.ndarray
-    polar: dict[str, float]
-    rotation_deg: float
-    wavelength: float
-    semiangle_mrad: float
-    det_step: tuple[float, float]
-    off_pixel: tuple[float, float]  # centre of pixel N // 2 from the optic axis, mrad
-
-    @property
-    def cutoff(self) -> float:
-        return self.semiangle_mrad * 1e-3 / self.wavelength
-
-    def frequencies(self) -> tuple[np.ndarray, np.ndarray]:
-        """Detector pixels in the scan's frame, 1/Å from the optic axis."""
-        away = (
-            ((np.arange(size) - size // 2) * step + off) * 1e-3 / self.wavelength
-            for size, step, off in zip(self.mask.shape, self.det_step, self.off_pixel, strict=True)
-        )
-        k_y, k_x = np.meshgrid(*away, indexing="ij")
-        return rotate(k_y, k_x, self.rotation_deg)
-
-    def shifts(self, polar: Mapping[str, float]) -> np.ndarray:
-        """Geometric shift of each bright-field pixel, Å, shape (pixel, 2)."""
-        k_y, k_x = (k[self.mask] for k in self.frequencies())
-        gradient = aberration_gradient(k_y, k_x, aberrations=polar, wavelength=self.wavelength)
-        return np.stack(gradient, axis=-1) / (2 * np.pi)
-
-    def probe(self) -> np.ndarray:
-        """Starting probe as py4DSTEM keeps it: corner-centred, its power the mean counts of a pattern.
-
-        The optic axis may lie between pixels: the probe then carries the phase ramp that belongs to it, so that
-        no count has to be interpolated and the object stays where it is.
-        """
-        k_y, k_x = self.frequencies()
-        width = sum(self.det_step) / 2 * 1e-3 / self.wavelength
-        chi = aberration_phase(k_y, k_x, aberrations=self.polar, wavelength=self.wavelength)
-        wave = np.sqrt(aperture_fraction(k_y, k_x, cutoff=self.cutoff, width=width)) * np.exp(-1j * chi)
-        counts_per_pattern = float(self.cube.values.sum(dtype=float)) / self.cube[..., 0, 0].size
-        wave *= math.sqrt(counts_per_pattern) / np.linalg.norm(wave)
-        return np.fft.ifft2(np.fft.ifftshift(wave)).astype(np.complex64)
-
-    def label_probe(self, probe: np.ndarray) -> xr.DataArray:
-        """py4DSTEM's probe, centred, without the ramp of an axis between pixels, with unit power."""
-        values = np.fft.fftshift(np.asarray(probe, dtype=complex))
-        coords: dict[str, Any] = {}
-        for axis, name in enumerate(("probe_y", "probe_x")):
-            size = values.shape[axis]
-            away = (np.arange(size) - size // 2) * self.wavelength / (size * self.det_step[axis] * 1e-3)
-            ramp = np.exp(2j * np.pi * away * self.off_pixel[axis] * 1e-3 / self.wavelength)
-            values = values * np.expand_dims(ramp, 1 - axis)
-            coords[name] = (name, away, {"units": "Å"})
-        values = values / np.linalg.norm(values)
-        return xr.DataArray(values, dims=("probe_y", "probe_x"), coords=coords, attrs={"units": "1"})
-
-
-def _setup(cube: xr.DataArray, aberrations: Any, rotation_deg: float | None, *, required: bool) -> _Setup:
-    validate_cube(cube, counts=False)
-    cube = cube.compute()
-    validate_cube(cube)
-    if not cube.values.any():
-        raise ValueError("the cube holds no electrons: nothing can be reconstructed")
-    if rotation_deg is None:
-        known = {} if aberrations is None else aberrations
-        rotation_deg = float(known.get("rotation_deg", cube.attrs.get("rotation_deg", 0.0)))
-    polar = aberrations_of(cube) if aberrations is None else polar_aberrations(aberrations)
-    if polar is None and required:
-        raise ValueError(
-            "no aberrations are given and the cube has none in its attrs: pass aberrations={'C10': ...} (Å, "
-            "= -defocus), or those that misr.fit_aberrations(cube) finds"
-        )
-    disk = bright_field_disk(cube)
-    det_step = detector_step(cube)
-    mask = np.asarray(disk["mask"].values, dtype=bool) & (cube.values.mean(axis=(0, 1)) > 0)
-    rolls, off_pixel = [], []
-    for dim, centre, step in zip(("det_y", "det_x"), (disk.center_y, disk.center_x), det_step, strict=True):
-        axis = (float(centre) - float(cube[dim][0])) / step
-        rolls.append(cube.sizes[dim] // 2 - round(axis))
-        off_pixel.append((round(axis) - axis) * step)
-    return _Setup(
-        cube=cube.copy(data=np.roll(cube.values, rolls, axis=(2, 3))),
-        mask=np.roll(mask, rolls, axis=(0, 1)),
-        polar=polar or {},
-        rotation_deg=float(rotation_deg),
-        wavelength=electron_wavelength(cube.attrs["energy_eV"]),
-        semiangle_mrad=float(cube.attrs["semiangle_mrad"]),
-        det_step=det_step,
-        off_pixel=(off_pixel[0], off_pixel[1]),
-    )
-
-
-def _engine(name: str, setup: _Setup, *, turn_deg: float, **settings: Any) -> Any:
-    """A py4DSTEM reconstruction with aberrations in the scan's frame turned by ``turn_deg``."""
-    from py4DSTEM.process import phase
-
-    return getattr(phase, name)(
-        energy=float(setup.cube.attrs["energy_eV"]),
-        datacube=cube_to_py4dstem(setup.cube),
-        polar_parameters=_turn_angles(setup.polar, turn_deg),
-        verbose=False,
-        **settings,
-    )
-
-
-def _turn_angles(polar: Mapping[str, Any], turn_deg: float) -> dict[str, float]:
-    """Aberration angles of the scan's frame in py4DSTEM's, turned by ``turn_deg``, or (at 0) back."""
-    return {
-        str(name): float(value) if name[0] == "C" else math.pi / 2 - float(value) - math.radians(turn_deg)
-        for name, value in polar.items()
-    }
-
-
-def _orders(polar: Mapping[str, float]) -> list[list[int]]:
-    """py4DSTEM's list of aberrations (order, symmetry, 0 for cosine and 1 for sine); it needs defocus among them."""
-    pairs = {(1, 0)} | {
-        (int(name[1]), int(name[2])) for name, value in polar.items() if name[0] == "C" and value
-    }
-    return [[n, m, part] for n, m in sorted(pairs) for part in range(2 if m else 1)]
-
-
-def _ptychography_preprocess(setup: _Setup) -> dict[str, Any]:
-    """Patterns are centred already: whole-pixel shifts to the corner, by order 0, change no count."""
-    scan, detector = setup.cube.shape[:2], setup.mask.shape
-    centre = tuple(np.full(scan, size // 2, dtype=np.float32) for size in detector)
-    return {
-        "force_com_rotation": setup.rotation_deg,
-        "force_com_transpose": False,
-        "force_com_shifts": centre,
-        "force_com_measured": centre,
-        "shifting_interpolation_order": 0,
-        "center_positions_in_fov": False,
-        "plot_center_of_mass": None,
-        "plot_rotation": False,
-        "plot_probe_overlaps": False,
-    }
 
 
 def _parallax_image(parallax: Any, shifts_A: np.ndarray, cube: xr.DataArray, factor: int) -> xr.DataArray:
@@ -527,29 +327,7 @@ def _ptychography_image(ptycho: Any, positions: np.ndarray, cube: xr.DataArray) 
     ]
     y, x = np.meshgrid(*along, indexing="ij")
     rows, columns = (affine[0, axis] * y + affine[1, axis] * x + affine[2, axis] for axis in (0, 1))
-    return image_from_array(_sample(values, rows, columns), pixel_A=(pixel[0], pixel[1]), origin_A=origin)
-
-
-def _sample(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Values at fractional indices: taken as they are where the indices are whole, else by a quintic spline."""
-    from scipy import ndimage
-
-    whole = [np.rint(index) for index in (rows, columns)]
-    inside = all(w.min() >= 0 and w.max() < size for w, size in zip(whole, values.shape, strict=True))
-    if inside and all(
-        np.allclose(w, index, rtol=0, atol=2e-3) for w, index in zip(whole, (rows, columns), strict=True)
-    ):
-        return values[whole[0].astype(int), whole[1].astype(int)]
-    return ndimage.map_coordinates(values, [rows, columns], order=5, mode="nearest")
-
-
-def _low_pass(values: np.ndarray, axis: int, fraction: float) -> np.ndarray:
-    """Frequencies up to this fraction of Nyquist along one axis, mirrored at the edges."""
-    mirrored = np.concatenate([values, np.flip(values, axis)], axis=axis)
-    spectrum = np.fft.rfft(mirrored, axis=axis)
-    kept = np.arange(spectrum.shape[axis]) <= fraction * values.shape[axis]
-    smooth = np.fft.irfft(spectrum * np.expand_dims(kept, 1 - axis), n=mirrored.shape[axis], axis=axis)
-    return np.take(smooth, np.arange(values.shape[axis]), axis=axis)
+    return image_from_array(sample_at(values, rows, columns), pixel_A=(pixel[0], pixel[1]), origin_A=origin)
 
 
 def _origin(cube: xr.DataArray) -> tuple[float, float]:
@@ -559,18 +337,16 @@ def _origin(cube: xr.DataArray) -> tuple[float, float]:
 def _label(
     image: xr.DataArray,
     cube: xr.DataArray,
-    setup: _Setup,
+    setup: Setup,
     polar: Mapping[str, float],
     operation: str,
     arguments: Mapping[str, Any],
     options: Mapping[str, Mapping[str, Any] | None],
 ) -> xr.DataArray:
-    import py4DSTEM
-
     carried = {name: cube.attrs[name] for name in _CARRIED if name in cube.attrs}
     image.attrs = with_aberrations(image, polar, rotation_deg=setup.rotation_deg).attrs | carried
     image.attrs["method"] = f"py4DSTEM {operation.removeprefix('reconstruct_')}"
-    image.attrs["py4DSTEM_version"] = str(py4DSTEM.__version__)
+    image.attrs["py4DSTEM_version"] = str(import_py4dstem().__version__)
     given = {f"{name}_options": dict(value) for name, value in options.items() if value}
     image.attrs["history"] = append_history(
         cube.attrs, operation, aberrations=dict(polar), rotation_deg=setup.rotation_deg, **arguments, **given
@@ -589,29 +365,10 @@ def _upsample(upsample: int | str, needed: float) -> int:
 def _refuse(options: Mapping[str, Any] | None, own: Mapping[str, str], name: str) -> None:
     taken = [f"{key} ({own[key]})" for key in options or {} if key in own]
     if taken:
-        raise ValueError(
-            f"{name} cannot set {', '.join(taken)}: misr sets it, so use the argument in brackets"
-        )
+        raise ValueError(f"{name} cannot set {', '.join(taken)}: misr sets it, so use the argument in brackets")
 
 
 def _bar(total: int, what: str, progress: bool) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(total=total, desc=what, disable=not progress, leave=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without py4DSTEM's advice, and with what it changes for the whole process put back.
-
-    Its import replaces ``warnings.showwarning`` and the filters, its reconstructions seed NumPy's global state.
-    """
-    state = np.random.get_state()  # noqa: NPY002
-    try:
-        with warnings.catch_warnings():
-            importlib.import_module("py4DSTEM")
-            for category in (UserWarning, DeprecationWarning):
-                warnings.filterwarnings("ignore", category=category, module=r"py4DSTEM(\..*)?$")
-            yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002

@@ -17,7 +17,7 @@ _THRESHOLDS = {
     "half-bit": (0.2071, 1.9102, 1.2071, 0.9102),
     "1-bit": (0.5, 2.4142, 1.5, 1.4142),
 }
-_CHANCE = 3.0  # a ring counts as correlated only above this many standard deviations of unrelated images, 1/√(2n)
+_CHANCE = 4.0  # a ring counts as correlated only above this many standard deviations of unrelated images, 1/√(2n)
 _SAME_GRID = 1e-3  # of a pixel
 
 
@@ -68,15 +68,15 @@ def fourier_ring_correlation(
     width = lowest if ring_width is None else float(ring_width)
     if not width >= lowest * (1 - 1e-9):
         raise ValueError(f"ring_width={width:g} is below one frequency pixel of this field ({lowest:.4g} 1/Å)")
-    taper, share = _taper(shape, window)
+    taper = _taper(shape, window)
     first, second = (np.fft.fft2((image.values - np.mean(image.values)) * taper) for image in (a, b))
     q = np.hypot(np.fft.fftfreq(shape[0], pixel[0])[:, None], np.fft.fftfreq(shape[1], pixel[1])[None, :])
     nyquist = 0.5 / max(pixel)
-    # the zero frequency is the mean, taken off above: it belongs to no ring
-    kept = (q > 0) & (q <= nyquist * (1 + 1e-9))
-    ring = np.floor(q[kept] / width + 0.5 if ring_width is None else q[kept] / width).astype(int)
+    ring = np.floor(q / width + 0.5 if ring_width is None else q / width).astype(int) + 1
+    # ring 0 takes what belongs to none: the zero frequency (the mean, taken off above) and what lies past Nyquist
+    ring[(q == 0) | (q > nyquist * (1 + 1e-9))] = 0
     cross, power_a, power_b, count, sum_q = (
-        np.bincount(ring, weights=values[kept])
+        np.bincount(ring.ravel(), weights=values.ravel())[1:]
         for values in (
             (first * second.conj()).real,
             np.abs(first) ** 2,
@@ -85,16 +85,13 @@ def fourier_ring_correlation(
             q,
         )
     )
+    independent = _independent(ring, window)
     used = count > 0
     scale = np.sqrt(power_a * power_b)[used]
     values = np.divide(cross[used], scale, out=np.zeros(scale.size), where=scale > 0)
     coords = {
         "frequency": ("frequency", sum_q[used] / count[used], {"units": "1/Å"}),
-        "n_independent": (
-            "frequency",
-            np.maximum(count[used] / 2 * share, 1.0),
-            {"long_name": "independent values"},
-        ),
+        "n_independent": ("frequency", np.maximum(independent[used], 1.0), {"long_name": "independent values"}),
     }
     attrs = {"units": "1", "ring_width": width, "window": str(window), "nyquist": nyquist, "long_name": "FRC"}
     attrs["history"] = append_history(a.attrs, "fourier_ring_correlation", ring_width=width, window=window)
@@ -126,15 +123,32 @@ def _check_pair(a: xr.DataArray, b: xr.DataArray) -> tuple[float, float]:
     return pixel[0], pixel[1]
 
 
-def _taper(shape: tuple[int, ...], window: str | None) -> tuple[np.ndarray, float]:
-    """The window and the share of Fourier values it leaves independent, ``(Σw²)² / (N Σw⁴)``."""
+def _taper(shape: tuple[int, ...], window: str | None) -> np.ndarray:
     if window is None:
-        return np.ones(shape), 1.0
+        return np.ones(shape)
     if window != "hann":
         raise ValueError(f"window={window!r} must be 'hann' or None")
     one_dim = [0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(n) + 0.5) / n) for n in shape]
-    taper = np.outer(one_dim[0], one_dim[1])
-    return taper, float((taper**2).sum() ** 2 / (taper.size * (taper**4).sum()))
+    return np.outer(one_dim[0], one_dim[1])
+
+
+def _independent(ring: np.ndarray, window: str | None) -> np.ndarray:
+    """Independent complex values per ring (1, 2, …): half its pixels, fewer where a window makes neighbours alike.
+
+    Under a window w, white noise at frequency pixels δ apart correlates as the Fourier transform C of w² does, and a
+    sum over m of them varies as over ``m² / Σ |C(δ)|²``, the sum running over all pairs in the ring.
+    """
+    count = np.bincount(ring.ravel())
+    pairs = count.astype(float)
+    if window is not None:
+        # Hann: w² = 3/8 - cos/2 + cos(2·)/8, so |C|² is 1, 4/9, 1/36 at 0, 1, 2 pixels along each axis
+        likeness = {-2: 1 / 36, -1: 4 / 9, 0: 1.0, 1: 4 / 9, 2: 1 / 36}
+        pairs = np.zeros(count.size)
+        for step_y, alike_y in likeness.items():
+            for step_x, alike_x in likeness.items():
+                same = ring == np.roll(ring, (step_y, step_x), axis=(0, 1))
+                pairs += alike_y * alike_x * np.bincount(ring.ravel(), weights=same.ravel(), minlength=count.size)
+    return (count.astype(float) ** 2 / np.maximum(pairs, 1e-12))[1:] / 2
 
 
 def frc_threshold(kind: str | float, n: Any) -> Any:
@@ -180,7 +194,7 @@ def frc_resolution(frc: xr.DataArray, threshold: str | float = "half-bit") -> xr
     """Resolution at the FRC's first fall below a threshold.
 
     Phase contrast carries almost nothing at the lowest frequencies, so leading rings below the threshold are skipped:
-    the search starts at the first ring that lies above it and above chance (3/√(2n)), and ends at the first later ring
+    the search starts at the first ring that lies above it and above chance (4/√(2n)), and ends at the first later ring
     below it; in between, the crossing is interpolated linearly.
 
     Parameters

@@ -1,9 +1,7 @@
 """Simulated 4D-STEM cubes: multislice by abTEM, expected counts and the projected phase they should give back.
 
-The specimen is periodic and the scan covers its cell exactly, so the cube wraps around and has no borders. The
-potential is the Fourier series of the atoms' scattering factors (Lobato & Van Dyck 2014, Acta Cryst. A 70, 636,
-from abTEM) with exact phases: abTEM's own potential spreads an atom linearly over four pixels, which weakens it
-near the Nyquist limit by up to half, depending on where in the pixel it lies.
+The specimen is periodic and the scan covers its cell exactly, so the cube wraps around and has no borders. Each
+slice's potential is made as in `misr.phase`.
 """
 
 from __future__ import annotations
@@ -20,27 +18,19 @@ import xarray as xr
 from misr._provenance import append_history
 from misr.cube import cube_from_array, image_from_array
 from misr.optics import electron_wavelength, interaction_parameter, polar_aberrations, rotate
-from misr.specimens import amorphous_atoms, crystalline_atoms, semicrystalline_atoms
+from misr.phase import cell_sides, check_positive, projected_potential, thermal_width
+from misr.resample import phase_on_grid as phase_on_grid
+from misr.specimens import semicrystalline_atoms as semicrystalline_atoms
 
 if TYPE_CHECKING:
     from abtem import PotentialArray, Probe
     from ase import Atoms
     from scipy.sparse import csr_matrix
 
-__all__ = [
-    "amorphous_atoms",
-    "crystalline_atoms",
-    "phase_on_grid",
-    "projected_phase",
-    "semicrystalline_atoms",
-    "simulate_cube",
-]
+__all__ = ["simulate_cube"]
 
-_ALIAS_FREE = (
-    1 / 3 - 0.011
-)  # abTEM passes frequencies up to (2/3 Nyquist less its taper), in cycles per pixel
+_ALIAS_FREE = 1 / 3 - 0.011  # abTEM passes frequencies up to (2/3 Nyquist less its taper), in cycles per pixel
 _BATCH_PIXELS = 2_500_000  # wave pixels held by one thread at a time: 20 MB of complex64
-_ATOM_BLOCK = 4096
 _SUBPIXELS = 6  # along each edge of a native diffraction pixel, for rotated detectors
 
 
@@ -133,13 +123,11 @@ def simulate_cube(
     >>> scan.counts.shape, bool((scan.counts.sum(("det_y", "det_x")) > 15.9).all())
     ((4, 4, 16, 16), True)
     """
-    arguments = {
-        name: value for name, value in locals().items() if name not in ("atoms", "progress", "aberrations")
-    }
-    size = _cell(atoms)
+    arguments = {name: value for name, value in locals().items() if name not in ("atoms", "progress", "aberrations")}
+    size = cell_sides(atoms)
     polar = polar_aberrations(aberrations)
-    sigma = _thermal(thermal_sigma_A)
-    _positive(energy_eV=energy_eV, semiangle_mrad=semiangle_mrad, slice_thickness_A=slice_thickness_A)
+    sigma = thermal_width(thermal_sigma_A)
+    check_positive(energy_eV=energy_eV, semiangle_mrad=semiangle_mrad, slice_thickness_A=slice_thickness_A)
     half_width = 2 * semiangle_mrad if det_max_mrad is None else float(det_max_mrad)
     native = tuple(1e3 * electron_wavelength(energy_eV) / length for length in size)
     _check_angles(semiangle_mrad, half_width, det_pixels, native)
@@ -177,188 +165,13 @@ def simulate_cube(
     return xr.Dataset({"counts": counts, "phase": phase}, attrs=attrs)
 
 
-def projected_phase(
-    atoms: Atoms,
-    *,
-    energy_eV: float = 300e3,
-    pixel_A: float | tuple[float, float] = 0.25,
-    shape: tuple[int, int] | None = None,
-    thermal_sigma_A: float | None = 0.08,
-) -> xr.DataArray:
-    """Projected phase ``σ ∫V dz`` of a periodic specimen: the truth of a phase image.
-
-    Parameters
-    ----------
-    atoms : ase.Atoms
-        Orthogonal cell, periodic in x and y.
-    energy_eV : float, default 300e3
-        Beam energy, eV.
-    pixel_A : float or (float, float), default 0.25
-        About this pixel, Å, ``(y, x)`` if two; the grid covers the cell exactly.
-    shape : (int, int), optional
-        Pixels ``(y, x)``, instead of ``pixel_A``.
-    thermal_sigma_A : float or None, default 0.08
-        Root mean square thermal displacement along one axis, Å.
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims ``("y", "x")``, rad; the Fourier series of the phase, cut off at the grid's Nyquist frequency (exact
-        to any shift by a part of a pixel, and ringing around atoms that the grid cannot resolve).
-
-    Raises
-    ------
-    TypeError
-        If ``atoms`` is not an ase.Atoms.
-    ValueError
-        For no atoms, a cell that is not orthogonal, or a bad grid.
-
-    Examples
-    --------
-    >>> from ase import Atoms
-    >>> atom = Atoms("C", positions=[[2, 5, 1]], cell=[8, 10, 2], pbc=True)
-    >>> phase = projected_phase(atom, pixel_A=0.5)
-    >>> peak = phase.argmax(...)
-    >>> float(phase.y[peak["y"]]), float(phase.x[peak["x"]])
-    (5.0, 2.0)
-    """
-    size = _cell(atoms)
-    if shape is None:
-        pixels = np.broadcast_to(np.asarray(pixel_A, dtype=float), (2,))
-        _positive(pixel_A=float(pixels.min()))
-        shape = (round(size[0] / pixels[0]), round(size[1] / pixels[1]))
-    if len(shape) != 2 or min(shape) < 2:
-        raise ValueError(
-            f"a grid of {tuple(shape)} pixels is too small: give a finer pixel_A or a larger shape"
-        )
-    sigma = _thermal(thermal_sigma_A)
-    values = interaction_parameter(energy_eV) * _projected_potential(
-        atoms.positions, atoms.get_chemical_symbols(), size, shape, sigma
-    )
-    history = append_history(
-        {}, "projected_phase", atoms=atoms.get_chemical_formula(), energy_eV=energy_eV, shape=shape,
-        thermal_sigma_A=sigma,
-    )  # fmt: skip
-    pixel = (size[0] / shape[0], size[1] / shape[1])
-    return image_from_array(
-        values, pixel_A=pixel, attrs={"energy_eV": float(energy_eV), "periodic": 1, "history": history}
-    )
-
-
-def phase_on_grid(phase: xr.DataArray, *, like: xr.DataArray) -> xr.DataArray:
-    """A periodic image on the grid of another, band-limited to what that grid can hold.
-
-    The image's Fourier series, cut off at the Nyquist frequency of the new grid, is evaluated at the new pixel
-    centres: exact for any shift, finer or coarser.
-
-    Parameters
-    ----------
-    phase : xarray.DataArray
-        Dims ``("y", "x")``, one period of a periodic image, such as `simulate_cube` and `projected_phase` return.
-    like : xarray.DataArray
-        Anything with coordinates ``y`` and ``x`` in Å on the same origin, within the same field.
-
-    Returns
-    -------
-    xarray.DataArray
-        Dims ``("y", "x")``, the coordinates of ``like``, the attrs of ``phase``.
-
-    Raises
-    ------
-    ValueError
-        If ``like`` has no such coordinates, they are not uniform, or it is larger than the field.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from misr.cube import image_from_array
-    >>> wave = image_from_array(np.cos(2 * np.pi * np.arange(16) / 16) * np.ones((16, 1)), pixel_A=(0.5, 0.5))
-    >>> fine = phase_on_grid(wave, like=image_from_array(np.zeros((4, 32)), pixel_A=(2.0, 0.25)))
-    >>> bool(np.allclose(fine, np.cos(2 * np.pi * fine.x / 8)))
-    True
-    """
-    values = phase.transpose("y", "x").values
-    spectrum = np.fft.fft2(values) / values.size
-    basis = [_evaluate(phase, like, dim) for dim in ("y", "x")]
-    result = (basis[0] @ spectrum @ basis[1].T).real
-    coords = {dim: like[dim] for dim in ("y", "x")}
-    image = xr.DataArray(result, dims=("y", "x"), coords=coords, name=phase.name, attrs=dict(phase.attrs))
-    image.attrs["history"] = append_history(phase.attrs, "phase_on_grid", shape=list(result.shape))
-    return image
-
-
-def _evaluate(phase: xr.DataArray, like: xr.DataArray, dim: str) -> np.ndarray:
-    """Matrix from Fourier coefficients of ``phase`` along one axis to values at the pixels of ``like``."""
-    for name, array in (("phase", phase), ("like", like)):
-        if dim not in array.coords or array.sizes.get(dim, 0) < 2:
-            raise ValueError(
-                f"{name} has no coordinate {dim!r} of two or more pixels: give both images y and x in Å"
-            )
-    source, target = (np.asarray(array[dim].values, dtype=float) for array in (phase, like))
-    pixel, wanted = (float(axis[-1] - axis[0]) / (len(axis) - 1) for axis in (source, target))
-    for name, axis, step in (("phase", source, pixel), ("like", target, wanted)):
-        if not step > 0 or np.ptp(np.diff(axis)) > 1e-3 * step:
-            raise ValueError(f"{dim} of {name} is not increasing in uniform steps: interpolate it first")
-    number = len(source)
-    field = number * pixel
-    if len(target) * wanted > field + 0.5 * max(pixel, wanted):
-        raise ValueError(
-            f"like spans {len(target) * wanted:.4g} Å along {dim}, more than the field of {field:.4g} Å: crop it"
-        )
-    order = np.rint(np.fft.fftfreq(number) * number)
-    turns = np.outer(target - source[0], order / field)
-    matrix = np.exp(2j * np.pi * turns)
-    if number % 2 == 0:
-        # the lone Nyquist coefficient stands for a cosine
-        matrix[:, number // 2] = np.cos(2 * np.pi * turns[:, number // 2])
-    matrix[:, np.abs(order) / field > 0.5 / wanted * (1 + 1e-9)] = 0
-    return matrix
-
-
-def _cell(atoms: Atoms) -> tuple[float, float]:
-    """Sides (y, x) of the cell, after checking that it can be simulated."""
-    from ase import Atoms as AseAtoms
-
-    if not isinstance(atoms, AseAtoms):
-        raise TypeError(
-            f"expected ase.Atoms, got {type(atoms).__name__}: make them with misr.amorphous_atoms or ase"
-        )
-    if len(atoms) == 0:
-        raise ValueError("atoms is empty: there is nothing to simulate")
-    cell = np.asarray(atoms.cell.array, dtype=float)
-    sides = np.diag(cell)
-    if not np.allclose(cell, np.diag(sides), atol=1e-6) or np.any(sides[:2] <= 0):
-        raise ValueError(
-            f"the cell {cell.round(3).tolist()} is not orthogonal with sides along x, y and z: try "
-            "abtem.orthogonalize_cell(atoms)"
-        )
-    if not np.all(np.isfinite(atoms.positions)):
-        raise ValueError("atoms holds positions that are not finite: remove those atoms")
-    return float(sides[1]), float(sides[0])
-
-
 def _scan_shape(size: tuple[float, float], step_A: float | tuple[float, float]) -> tuple[int, int]:
     steps = np.broadcast_to(np.asarray(step_A, dtype=float), (2,))
-    _positive(scan_step_A=float(steps.min()))
+    check_positive(scan_step_A=float(steps.min()))
     shape = (round(size[0] / steps[0]), round(size[1] / steps[1]))
     if min(shape) < 4:
-        raise ValueError(
-            f"scan_step_A={step_A} gives only {shape} positions in the cell: at least 4 each are needed"
-        )
+        raise ValueError(f"scan_step_A={step_A} gives only {shape} positions in the cell: at least 4 each are needed")
     return shape
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value} must be a positive number")
-
-
-def _thermal(sigma: float | None) -> float:
-    value = 0.0 if sigma is None else float(sigma)
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"thermal_sigma_A={sigma} must be a length in Å, 0 or None for atoms at rest")
-    return value
 
 
 def _check_angles(semiangle: float, half_width: float, det_pixels: int, native: tuple[float, ...]) -> None:
@@ -376,56 +189,20 @@ def _check_angles(semiangle: float, half_width: float, det_pixels: int, native: 
         )
 
 
-def _grid(
-    size: tuple[float, float], energy_eV: float, edge: float, sampling: float | None
-) -> tuple[int, int]:
+def _grid(size: tuple[float, float], energy_eV: float, edge: float, sampling: float | None) -> tuple[int, int]:
     """Pixels (y, x) of the potential, fast for the FFT, fine enough for angles up to ``edge`` (mrad)."""
     from scipy.fft import next_fast_len
 
     coarsest = _ALIAS_FREE * electron_wavelength(energy_eV) / (edge * 1e-3)
     if sampling is None:
         sampling = coarsest
-    _positive(potential_sampling_A=sampling)
+    check_positive(potential_sampling_A=sampling)
     if sampling > coarsest * (1 + 1e-9):
         raise ValueError(
             f"potential_sampling_A={sampling:g} is too coarse for angles up to {edge:.3g} mrad: give {coarsest:.3g} "
             "or less, or lower det_max_mrad"
         )
     return next_fast_len(math.ceil(size[0] / sampling)), next_fast_len(math.ceil(size[1] / sampling))
-
-
-def _projected_potential(
-    positions: np.ndarray, symbols: list[str], size: tuple[float, float], shape: tuple[int, int], sigma: float
-) -> np.ndarray:
-    """∫V dz on a grid (y, x), V Å: structure factors summed atom by atom, below the Nyquist frequency."""
-    from abtem.parametrizations import LobatoParametrization
-
-    parametrization = LobatoParametrization()
-    order_y = np.rint(np.fft.fftfreq(shape[0]) * shape[0])
-    order_x = np.arange(shape[1] // 2 + 1)
-    squared = (order_y[:, None] / size[0]) ** 2 + (order_x / size[1]) ** 2
-    spectrum = np.zeros(squared.shape, dtype=np.complex128)
-    names = np.asarray(symbols)
-    for symbol in np.unique(names):
-        chosen = positions[names == symbol]
-        structure = np.zeros(squared.shape, dtype=np.complex128)
-        for first in range(0, len(chosen), _ATOM_BLOCK):
-            block = chosen[first : first + _ATOM_BLOCK]
-            structure += _waves(order_y, block[:, 1] / size[0]) @ _waves(order_x, block[:, 0] / size[1]).T
-        spectrum += structure * parametrization.projected_scattering_factor(symbol)(squared)
-    spectrum *= np.exp(-2 * (math.pi * sigma) ** 2 * squared)
-    if shape[0] % 2 == 0:
-        spectrum[shape[0] // 2] = 0
-    if shape[1] % 2 == 0:
-        spectrum[:, -1] = 0
-    return np.fft.irfft2(spectrum, s=shape) * (shape[0] * shape[1] / (size[0] * size[1]))
-
-
-def _waves(order: np.ndarray, fraction: np.ndarray) -> np.ndarray:
-    # whole turns are dropped in double precision; what is left is safe in single
-    turns = np.outer(order, fraction)
-    angle = (-2 * math.pi * (turns - np.rint(turns))).astype(np.float32)
-    return np.cos(angle) + np.complex64(1j) * np.sin(angle)
 
 
 def _slices(
@@ -441,7 +218,7 @@ def _slices(
     slices = np.zeros((number, *gpts), dtype=np.float32)
     for level in np.unique(index):
         chosen = index == level
-        slices[level] = _projected_potential(
+        slices[level] = projected_potential(
             atoms.positions[chosen], symbols[chosen].tolist(), size, gpts, sigma
         )  # fmt: skip
     return slices, thickness
@@ -487,17 +264,13 @@ def _detector(
                 np.floor(k / (bins * step) + pixels / 2 + 0.5 / bins).astype(int)
                 for k, (pixels, bins, step) in zip(place, axes, strict=True)
             ]
-            hit = np.flatnonzero(
-                (pixel[0] >= 0) & (pixel[0] < axes[0][0]) & (pixel[1] >= 0) & (pixel[1] < axes[1][0])
-            )
+            hit = np.flatnonzero((pixel[0] >= 0) & (pixel[0] < axes[0][0]) & (pixel[1] >= 0) & (pixel[1] < axes[1][0]))
             rows.append(pixel[0][hit] * axes[1][0] + pixel[1][hit])
             columns.append(hit)
     row, column = np.concatenate(rows), np.concatenate(columns)
     weight = np.full(len(row), 1 / parts**2, dtype=np.float32)
     weights = coo_matrix((weight, (row, column)), shape=(axes[0][0] * axes[1][0], len(k_y))).tocsr()
-    angles = tuple(
-        ((np.arange(pixels) - pixels / 2) * bins + (bins - 1) / 2) * step for pixels, bins, step in axes
-    )
+    angles = tuple(((np.arange(pixels) - pixels / 2) * bins + (bins - 1) / 2) * step for pixels, bins, step in axes)
     return _Detector(row_x * gpts[0] + row_y, weights, (angles[0], angles[1]))
 
 
@@ -552,9 +325,7 @@ def _scan_probe(
     return result.reshape(*scan, *shape)
 
 
-def _patterns(
-    probe: Probe, potential: PotentialArray, positions: np.ndarray, detector: _Detector
-) -> np.ndarray:
+def _patterns(probe: Probe, potential: PotentialArray, positions: np.ndarray, detector: _Detector) -> np.ndarray:
     import abtem
 
     waves = probe.build(abtem.CustomScan(positions), lazy=False).multislice(potential)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from misr._materials import CRYSTALS, Matter, lookup, matter_of, unit_cell
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -22,52 +24,6 @@ __all__ = ["amorphous_atoms", "crystalline_atoms", "semicrystalline_atoms"]
 _DALTON_PER_A3 = 0.602214076  # 1 g/cm³ in Da/Å³
 _DENSEST = 0.33  # volume fraction of spheres: random sequential addition jams at 0.38
 _MOST_ROUNDS = 400
-
-
-class _Matter(NamedTuple):
-    parts: Mapping[str, float]
-    density: float  # g/cm³
-
-
-_AMORPHOUS = {
-    # mean residue: Senko, Beu & McLafferty 1995, J. Am. Soc. Mass Spectrom. 6, 229;
-    # density: Fischer, Polikarpov & Craievich 2004, Protein Sci. 13, 2825
-    "protein": _Matter({"C": 4.9384, "H": 7.7583, "N": 1.3577, "O": 1.4773, "S": 0.0417}, 1.35),
-    # evaporated films, 1.8 to 2.1 g/cm³: Robertson 1986, Adv. Phys. 35, 317
-    "carbon": _Matter({"C": 1.0}, 2.0),
-    # vitreous silica: Mozzi & Warren 1969, J. Appl. Cryst. 2, 164
-    "silica": _Matter({"Si": 1.0, "O": 2.0}, 2.20),
-}
-
-
-class _Crystal(NamedTuple):
-    symbols: tuple[str, ...]
-    basis: tuple[tuple[float, float, float], ...]
-    spacegroup: int
-    cell: tuple[float, float, float, float, float, float]
-    layers: int  # identical-in-thickness layers in one cell, which may be cut between
-    thickness: float  # Å, when none is asked for
-    vacancy: str  # the element that goes missing first under the beam
-
-
-_CRYSTALS = {
-    # 2H: Schutte, De Boer & Jellinek 1987, J. Solid State Chem. 70, 207
-    "MoS2": _Crystal(
-        ("Mo", "S"), ((1 / 3, 2 / 3, 0.25), (1 / 3, 2 / 3, 0.621)), 194, (3.1604, 3.1604, 12.295, 90, 90, 120), 2,
-        6.15, "S",
-    ),
-    # pure-silica LTA (ITQ-29): Corma, Rey, Rius, Sabater & Valencia 2004, Nature 431, 287
-    "zeolite": _Crystal(
-        ("Si", "O", "O", "O"),
-        ((0.3683, 0.1847, 0), (0.5, 0.2179, 0), (0.2939, 0.2939, 0), (0.3429, 0.1098, 0.1098)),
-        221, (11.8671, 11.8671, 11.8671, 90, 90, 90), 1, 24.0, "O",
-    ),
-    # cubic CsPbBr3: Møller 1958, Nature 182, 1436
-    "perovskite": _Crystal(
-        ("Cs", "Pb", "Br"), ((0.5, 0.5, 0.5), (0, 0, 0), (0.5, 0, 0)), 221, (5.874, 5.874, 5.874, 90, 90, 90), 1,
-        24.0, "Br",
-    ),
-}  # fmt: skip
 
 
 def amorphous_atoms(
@@ -118,7 +74,7 @@ def amorphous_atoms(
 
     generator = np.random.default_rng(rng)
     lengths = _box(field_A, thickness_A)
-    matter = _matter(composition, density_g_cm3)
+    matter = matter_of(composition, density_g_cm3)
     symbols = _draw_symbols(matter, float(np.prod(lengths)), generator)
     positions = _pack(lengths, len(symbols), min_distance_A, generator)
     return Atoms(symbols, positions=positions, cell=lengths, pbc=True)
@@ -185,9 +141,7 @@ def semicrystalline_atoms(
     shortest = float(lengths[:2].min())
     diameter = 0.6 * shortest if crystallite_A is None else float(crystallite_A)
     if not 0 < diameter <= shortest:
-        raise ValueError(
-            f"crystallite_A={diameter:g} must be positive and fit into the field of {shortest:g} Å"
-        )
+        raise ValueError(f"crystallite_A={diameter:g} must be positive and fit into the field of {shortest:g} Å")
     glass = amorphous_atoms(
         field_A=(lengths[1], lengths[0]),
         thickness_A=thickness_A,
@@ -197,7 +151,7 @@ def semicrystalline_atoms(
         rng=generator,
     )
     centre = generator.random(2) * lengths[:2]
-    grain = _grain(_unit(crystal), diameter / 2, float(lengths[2]), orientation, generator)
+    grain = _grain(unit_cell(crystal), diameter / 2, float(lengths[2]), orientation, generator)
     grain.positions[:, :2] = (grain.positions[:, :2] + centre) % lengths[:2]
     glass = glass[_outside(glass.positions, grain.positions, lengths, centre, diameter / 2, min_distance_A)]
     glass.set_array("crystallite", np.zeros(len(glass), dtype=bool))
@@ -252,9 +206,9 @@ def crystalline_atoms(
     """
     if not 0 <= vacancies <= 1:
         raise ValueError(f"vacancies={vacancies} must be a fraction between 0 and 1")
-    crystal = _lookup(_CRYSTALS, name, "crystal")
+    crystal = lookup(CRYSTALS, name, "crystal")
     lengths = _box(field_A, crystal.thickness if thickness_A is None else thickness_A)
-    unit = _unit(name)
+    unit = unit_cell(name)
     cell = unit.cell.lengths()
     layer = cell[2] / crystal.layers
     n_layers = max(1, round(lengths[2] / layer))
@@ -276,34 +230,7 @@ def _box(field_A: float | tuple[float, float], thickness_A: float) -> np.ndarray
     return lengths
 
 
-def _lookup(table: Mapping[str, Any], name: str, kind: str) -> Any:
-    if name not in table:
-        raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(map(repr, table))}")
-    return table[name]
-
-
-def _matter(composition: str | Mapping[str, float], density: float | None) -> _Matter:
-    from ase.data import atomic_numbers
-
-    if isinstance(composition, str):
-        named = _lookup(_AMORPHOUS, composition, "composition")
-        parts, density = named.parts, named.density if density is None else density
-    else:
-        parts = dict(composition)
-    unknown = [symbol for symbol in parts if symbol not in atomic_numbers]
-    if unknown:
-        raise ValueError(f"unknown elements {unknown} in composition: expected symbols such as 'C' or 'Si'")
-    values = np.array(list(parts.values()), dtype=float)
-    if values.size == 0 or not (np.all(np.isfinite(values)) and np.all(values >= 0) and values.sum() > 0):
-        raise ValueError(f"composition={composition} must map symbols to positive numbers of atoms")
-    if density is None:
-        raise ValueError("density_g_cm3 is needed with a composition of your own, e.g. density_g_cm3=2.2")
-    if not (math.isfinite(density) and density > 0):
-        raise ValueError(f"density_g_cm3={density} must be positive")
-    return _Matter(parts, float(density))
-
-
-def _draw_symbols(matter: _Matter, volume: float, generator: np.random.Generator) -> list[str]:
+def _draw_symbols(matter: Matter, volume: float, generator: np.random.Generator) -> list[str]:
     """Symbols of the atoms in a volume (Å³), shuffled; each element's number is rounded."""
     from ase.data import atomic_masses, atomic_numbers
 
@@ -314,9 +241,7 @@ def _draw_symbols(matter: _Matter, volume: float, generator: np.random.Generator
     total = matter.density * _DALTON_PER_A3 * volume / float(fractions @ masses)
     counts = np.rint(fractions * total).astype(int)
     if counts.sum() == 0:
-        raise ValueError(
-            f"a volume of {volume:.3g} Å³ holds no atom at {matter.density:g} g/cm³: enlarge the field"
-        )
+        raise ValueError(f"a volume of {volume:.3g} Å³ holds no atom at {matter.density:g} g/cm³: enlarge the field")
     return [str(symbol) for symbol in generator.permutation(np.repeat(symbols, counts))]
 
 
@@ -325,9 +250,7 @@ def _pack(lengths: np.ndarray, number: int, distance: float, generator: np.rando
     from scipy.spatial import cKDTree
 
     if not (math.isfinite(distance) and 0 <= distance < lengths.min() / 2):
-        raise ValueError(
-            f"min_distance_A={distance:g} must lie between 0 and half the box {lengths.min() / 2:g} Å"
-        )
+        raise ValueError(f"min_distance_A={distance:g} must lie between 0 and half the box {lengths.min() / 2:g} Å")
     filled = number * math.pi / 6 * distance**3 / float(np.prod(lengths))
     if filled > _DENSEST:
         raise ValueError(
@@ -339,9 +262,7 @@ def _pack(lengths: np.ndarray, number: int, distance: float, generator: np.rando
         missing = number - len(placed)
         if missing == 0:
             return placed
-        fresh = np.minimum(
-            generator.random((missing + missing // 2 + 8, 3)) * lengths, np.nextafter(lengths, 0)
-        )
+        fresh = np.minimum(generator.random((missing + missing // 2 + 8, 3)) * lengths, np.nextafter(lengths, 0))
         if len(placed):
             near, _index = cKDTree(placed, boxsize=lengths).query(fresh, distance_upper_bound=distance)
             fresh = fresh[np.isinf(near)]
@@ -351,32 +272,11 @@ def _pack(lengths: np.ndarray, number: int, distance: float, generator: np.rando
         keep[pairs.max(axis=1)] = False
         placed = np.concatenate([placed, fresh[keep][:missing]])
     raise ValueError(
-        f"only {len(placed)} of {number} atoms found room {distance:g} Å apart: lower density_g_cm3 or "
-        "min_distance_A"
+        f"only {len(placed)} of {number} atoms found room {distance:g} Å apart: lower density_g_cm3 or min_distance_A"
     )
 
 
-def _unit(name: str) -> Atoms:
-    """Orthogonal unit cell of a named crystal."""
-    from ase.spacegroup import crystal as ase_crystal
-
-    entry = _lookup(_CRYSTALS, name, "crystal")
-    unit = ase_crystal(entry.symbols, entry.basis, spacegroup=entry.spacegroup, cellpar=entry.cell)
-    unit.info.clear()
-    for key in set(unit.arrays) - {"numbers", "positions"}:
-        del unit.arrays[key]
-    if entry.cell[5] == 120:
-        # a hexagonal lattice is a centred rectangular one: a by √3 a
-        side, height = entry.cell[0], entry.cell[2]
-        unit = unit.repeat((1, 2, 1))
-        unit.set_cell([side, math.sqrt(3) * side, height])
-        unit.wrap()
-    return unit
-
-
-def _grain(
-    unit: Atoms, radius: float, thickness: float, orientation: str, generator: np.random.Generator
-) -> Atoms:
+def _grain(unit: Atoms, radius: float, thickness: float, orientation: str, generator: np.random.Generator) -> Atoms:
     """A cylinder of crystal about x = y = 0 from z = 0 to the thickness, turned at random."""
     from scipy.spatial.transform import Rotation
 

@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history
+from misr.aberrations import aberrations_of, with_aberrations
 from misr.calibrate import bright_field_disk
-from misr.cube import aberrations_of, detector_step, is_lazy, validate_cube, with_aberrations
+from misr.cube import detector_step, is_lazy, validate_cube
 from misr.optics import aberration_gradient, electron_wavelength, rotate
 
 __all__ = ["synthesize_views"]

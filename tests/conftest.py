@@ -48,7 +48,9 @@ def make_views(make_scan):
 def disk_cube():
     """Factory of small cubes with an ideal bright-field disk of the wanted counts, plainly labelled."""
 
-    def make(counts=9, *, shape=(6, 5), detector=16, step_mrad=2.0, radius=5.0, center=(0.0, 0.0), dtype=float, **attrs):
+    def make(
+        counts=9, *, shape=(6, 5), detector=16, step_mrad=2.0, radius=5.0, center=(0.0, 0.0), dtype=float, **attrs
+    ):
         k = np.arange(detector) - (detector - 1) / 2
         away = np.hypot(k[:, None] - center[0], k[None, :] - center[1])
         disk = np.clip(radius - away + 0.5, 0, 1) if np.dtype(dtype).kind == "f" else away < radius

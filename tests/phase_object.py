@@ -111,8 +111,27 @@ def quarter_turned(cube):
     `misr.optics.rotate` takes the detector vector (y, x) to (-x, y): what the turned detector has at (y, x) the
     straight one has at (-x, y).
     """
-    turned = cube.copy(data=np.rot90(cube.values, k=1, axes=(2, 3)))
-    # rot90 puts element [i, j] of the result from [j, n - 1 - i]: new y is minus old x, new x is old y
-    y, x = -cube.det_x.values[::-1], cube.det_y.values
+    turned = cube.copy(data=np.rot90(cube.values, k=3, axes=(2, 3)))
+    # rot90 takes element [i, j] of the result from [n - 1 - j, i]: old y is minus new x, old x is new y
+    y, x = cube.det_x.values, -cube.det_y.values[::-1]
     turned = turned.assign_coords(det_y=("det_y", y, {"units": "mrad"}), det_x=("det_x", x, {"units": "mrad"}))
     return turned
+
+
+def as_sampled(truth, C10, *, energy_eV=300e3):
+    """The phase that a continuous detector would have to see to record what `phase_object_cube` records.
+
+    The simulator samples a detector pixel at the object's own frequency spacing where a real one integrates. Under
+    defocus the mean over b samples of a pure phase ramp is sin(b u)/(b sin u), not sin(b u)/(b u), with u half of
+    the ramp's step: a factor u/sin u along each axis, whatever the binning. It is 1 for fields much wider than the
+    shifts.
+    """
+    wavelength = electron_wavelength(energy_eV)
+    factor = []
+    for axis, dim in enumerate(("y", "x")):
+        n = truth.shape[axis]
+        pixel = float(truth[dim][1] - truth[dim][0])
+        half_step = np.pi * wavelength * C10 * np.fft.fftfreq(n, pixel) / (n * pixel)
+        factor.append(1 / np.sinc(half_step / np.pi))
+    spectrum = np.fft.fft2(truth.values) * factor[0][:, None] * factor[1][None, :]
+    return truth.copy(data=np.fft.ifft2(spectrum).real)

@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 
 import misr
-from misr.cube import CUBE_DIMS, aberrations_of, image_from_array, is_lazy, scan_step, with_aberrations
+from misr.aberrations import aberrations_of, with_aberrations
+from misr.cube import CUBE_DIMS, image_from_array, is_lazy, scan_step
 
 OPTIONS = {"scan_step_A": 2.0, "det_step_mrad": 2.0, "energy_eV": 300e3, "semiangle_mrad": 10.0}
 
@@ -87,7 +88,7 @@ def test_wrong_steps(name, value):
 
 
 def test_one_line_scan():
-    with pytest.raises(ValueError, match="scan_y has 1 positions.*not a 2-D scan"):
+    with pytest.raises(ValueError, match=r"scan_y has 1 positions.*not a 2-D scan"):
         misr.cube_from_array(np.ones((1, 30, 16, 16)), **OPTIONS)
 
 
@@ -137,7 +138,7 @@ def test_wrong_dims(cube):
 
 
 def test_wrong_type():
-    with pytest.raises(TypeError, match="got ndarray: label it with misr.cube_from_array"):
+    with pytest.raises(TypeError, match=r"got ndarray: label it with misr.cube_from_array"):
         misr.validate_cube(np.ones((4, 4, 16, 16)))
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(misr.__file__).parent
 HEAVY = ("torch", "panel", "holoviews", "bokeh", "py4DSTEM", "abtem", "ase", "rsciio", "matplotlib", "skimage")
 # torch is at the top only of modules that nothing imports before it is needed
 TORCH_MODULES = {"fusion/kernels.py", "fusion/prior.py", "fusion/network.py", "fusion/training.py"}
-PY4DSTEM_MODULES = re.compile(r"^(reference|io|_readers|_writers)\.py$")
+PY4DSTEM_MODULES = re.compile(r"^_py4dstem\.py$")
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:

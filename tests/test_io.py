@@ -39,9 +39,7 @@ def a_cube(data=None, **changes):
     return cube_from_array(counts() if data is None else data, **{**arguments, **changes})
 
 
-def signal(
-    data, *, units=("nm", "nm", "1/nm", "1/nm"), scales=(0.2, 0.3, 0.5, 0.5), navigate=(1, 1, 0, 0), tem=None
-):
+def signal(data, *, units=("nm", "nm", "1/nm", "1/nm"), scales=(0.2, 0.3, 0.5, 0.5), navigate=(1, 1, 0, 0), tem=None):
     """RosettaSciIO's exchange dictionary."""
     names = ("y", "x", "ky", "kx")
     axes = [
@@ -108,9 +106,7 @@ def test_known_conversions():
     assert to_mrad(0.5, "1/Å", energy_eV=300e3) == pytest.approx(0.5 * LAMBDA_300 * 1e3, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "units", ["pixels", "px", "", None, "s", "ms", "ns", "1", "eV", "1/nm", "rad", "mrad"]
-)
+@pytest.mark.parametrize("units", ["pixels", "px", "", None, "s", "ms", "ns", "1", "eV", "1/nm", "rad", "mrad"])
 def test_what_is_no_length(units):
     assert to_angstrom(1.0, units) is None
 
@@ -147,9 +143,7 @@ def test_hspy(tmp_path, lazy):
 
 def test_arguments_go_before_the_file(tmp_path):
     rsciio.hspy.file_writer(tmp_path / "scan.hspy", signal(counts()))
-    cube = read_cube(
-        tmp_path / "scan.hspy", energy_eV=80e3, semiangle_mrad=3, scan_step_A=1.5, dose_e_per_A2=100
-    )
+    cube = read_cube(tmp_path / "scan.hspy", energy_eV=80e3, semiangle_mrad=3, scan_step_A=1.5, dose_e_per_A2=100)
     assert (cube.attrs["energy_eV"], cube.attrs["semiangle_mrad"], cube.attrs["dose_e_per_A2"]) == (
         80e3,
         3,
@@ -297,9 +291,7 @@ def test_plain_zarr(tmp_path, zarr_format, name):
     assert cube.chunks is not None
     assert cube.dtype == np.uint16
     np.testing.assert_array_equal(cube.values, counts())
-    with pytest.raises(
-        ValueError, match=rf"{name} gives no energy_eV, semiangle_mrad, scan_step_A, det_step_mrad"
-    ):
+    with pytest.raises(ValueError, match=rf"{name} gives no energy_eV, semiangle_mrad, scan_step_A, det_step_mrad"):
         read_cube(path)
 
 
@@ -309,9 +301,7 @@ def test_zarr_array_at_the_root_and_too_many(tmp_path):
     group = zarr.open_group(tmp_path / "two.zarr", mode="w")
     for name in ("first", "second"):
         group.create_array(name, data=counts())
-    with pytest.raises(
-        ValueError, match=r"two\.zarr holds several 4-D arrays \(.*first.*second|second.*first"
-    ):
+    with pytest.raises(ValueError, match=r"two\.zarr holds several 4-D arrays \(.*first.*second|second.*first"):
         read_cube(tmp_path / "two.zarr", **GIVEN)
 
 
@@ -405,9 +395,7 @@ def test_file_that_py4dstem_wrote(py4dstem, tmp_path):
     blank = py4dstem.DataCube(data=counts())
     py4dstem.save(tmp_path / "blank.h5", blank, mode="o")
     for attempt in (lambda: cube_from_py4dstem(blank), lambda: read_cube(tmp_path / "blank.h5")):
-        with pytest.raises(
-            ValueError, match="gives no energy_eV, semiangle_mrad, scan_step_A, det_step_mrad"
-        ):
+        with pytest.raises(ValueError, match="gives no energy_eV, semiangle_mrad, scan_step_A, det_step_mrad"):
             attempt()
 
 
@@ -467,9 +455,7 @@ def test_from_something_else():
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("lazily_made", [True, False])
 def test_cube_round_trip(tmp_path, name, lazily_made):
-    cube = a_cube(
-        da.from_array(counts(), chunks=(4, 3, 8, 5)) if lazily_made else counts(), dose_e_per_A2=12.5
-    )
+    cube = a_cube(da.from_array(counts(), chunks=(4, 3, 8, 5)) if lazily_made else counts(), dose_e_per_A2=12.5)
     cube.attrs["note"] = "Ångström"
     cube = cube.assign_coords(frame=(("scan_y", "scan_x"), np.arange(42).reshape(6, 7)))
     before = dict(cube.attrs)
@@ -478,9 +464,7 @@ def test_cube_round_trip(tmp_path, name, lazily_made):
     back = read_cube(tmp_path / name)
     assert back.chunks is not None
     assert back.identical(cube)
-    assert {key: type(value) for key, value in back.attrs.items()} == {
-        k: type(v) for k, v in cube.attrs.items()
-    }
+    assert {key: type(value) for key, value in back.attrs.items()} == {k: type(v) for k, v in cube.attrs.items()}
     assert read_cube(tmp_path / name, lazy=False).chunks is None
     assert not litter(tmp_path, name)
 
@@ -553,9 +537,7 @@ def test_result_round_trip(tmp_path, name):
 
 @pytest.mark.parametrize("name", OWN)
 def test_attrs_that_files_cannot_hold(tmp_path, name):
-    result = xr.Dataset(
-        {"phase": ("y", np.ones(3), {"flag": True, "pair": (0.5, 0.25), "number": np.float32(0.5)})}
-    )
+    result = xr.Dataset({"phase": ("y", np.ones(3), {"flag": True, "pair": (0.5, 0.25), "number": np.float32(0.5)})})
     save_result(result, tmp_path / name)
     assert read_result(tmp_path / name).phase.attrs == {"flag": 1, "pair": [0.5, 0.25], "number": 0.5}
     for value in (None, {"a": 1}, object(), []):
@@ -575,9 +557,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, name):
             raise RuntimeError("the detector is on fire")
         return block
 
-    broken = da.from_array(counts(), chunks=(2, 7, 8, 10)).map_blocks(
-        fail, dtype="u2", meta=np.empty((0,) * 4, "u2")
-    )
+    broken = da.from_array(counts(), chunks=(2, 7, 8, 10)).map_blocks(fail, dtype="u2", meta=np.empty((0,) * 4, "u2"))
     with pytest.raises(RuntimeError, match="on fire"):
         save_cube(a_cube(broken), tmp_path / name)
     assert read_cube(tmp_path / name).identical(a_cube())

@@ -46,9 +46,7 @@ def polar(draw_magnitudes, draw_angles):
     return result
 
 
-coefficients = st.builds(
-    polar, st.lists(magnitudes, min_size=7, max_size=7), st.lists(angles, min_size=7, max_size=7)
-)
+coefficients = st.builds(polar, st.lists(magnitudes, min_size=7, max_size=7), st.lists(angles, min_size=7, max_size=7))
 inside_disk = st.tuples(st.floats(-0.5, 0.5), st.floats(-0.5, 0.5))
 
 
@@ -79,7 +77,7 @@ def test_aberrations_agree_with_abtem(name):
             np.hypot(angle_y, angle_x), np.arctan2(angle_y, angle_x)
         )
     chi = aberration_phase(angle_y / WAVELENGTH, angle_x / WAVELENGTH, aberrations=wanted, wavelength=WAVELENGTH)
-    assert np.ptp(chi) > 1  # the comparison is not of zeros
+    assert np.ptp(chi) > 0.2  # the comparison is not of zeros
     np.testing.assert_allclose(np.exp(-1j * chi), theirs, atol=2e-5)
 
 
@@ -171,12 +169,12 @@ def test_view_without_overlap_sees_nothing():
     assert abs(gamma((0.0, 0.3), (0.0, 0.6))) > 0.5
 
 
-@pytest.mark.parametrize(("aberrations", "tolerance"), [(QUADRATIC, 1e-5), (ORDER_3, 2e-3)])
+@pytest.mark.parametrize(("aberrations", "tolerance"), [(QUADRATIC, 1e-9), (ORDER_3, 2e-3)])
 def test_overlap_is_the_mean_over_the_pixel(aberrations, tolerance):
     rng = np.random.default_rng(3)
     edges = np.array([(0.035, 0.012), (-0.012, 0.035)])
-    n_sub = 64
-    offset = (np.arange(n_sub) + 0.5) / n_sub - 0.5
+    node, weight = np.polynomial.legendre.leggauss(20)
+    offset, area = node / 2, np.outer(weight, weight) / 4
     sub = offset[:, None, None] * edges[0] + offset[None, :, None] * edges[1]
     checked = 0
     for _ in range(200):
@@ -188,7 +186,7 @@ def test_overlap_is_the_mean_over_the_pixel(aberrations, tolerance):
         points = [k[axis] + sub[..., axis] for axis in range(2)]
         here = probe(*points, aberrations)
         minus, plus = (probe(points[0] + s * q[0], points[1] + s * q[1], aberrations) for s in (-1, 1))
-        brute = (1j * (here.conj() * minus - here * plus.conj())).mean()
+        brute = (area * 1j * (here.conj() * minus - here * plus.conj())).sum()
         found = gamma(k, q, aberrations=aberrations, pixel_edges=tuple(map(tuple, edges)))
         assert abs(found - brute) < tolerance
     assert checked > 50

@@ -13,15 +13,14 @@ import xarray as xr
 import misr
 from misr.cube import cube_from_array, image_from_array
 from misr.optics import aberration_phase, aperture_fraction, electron_wavelength, rotate
-from misr.reference import reconstruct_parallax, reconstruct_ptychography, resample_like
+from misr.reference import reconstruct_parallax, reconstruct_ptychography
+from misr.resample import resample_like
 
 ENERGY, SEMIANGLE, STEP, N_SCAN = 300e3, 10.0, 2.0, 20
 # no mirror, transposition or rotation by 90° maps these onto themselves; none sits on a scan position or pixel
 ATOMS = ((9.3, 10.7), (9.9, 24.1), (30.3, 15.2))
 ptychography = functools.partial(reconstruct_ptychography, rng=0)
-METHODS = pytest.mark.parametrize(
-    "reconstruct", [reconstruct_parallax, ptychography], ids=["parallax", "ptychography"]
-)
+METHODS = pytest.mark.parametrize("reconstruct", [reconstruct_parallax, ptychography], ids=["parallax", "ptychography"])
 
 
 def simulate(
@@ -186,8 +185,7 @@ def test_attrs_say_what_was_done(cube):
 
 def test_rng_decides_the_batches(cube):
     first, again, other = (
-        reconstruct_ptychography(cube, iterations=1, batch_size=50, rng=seed, progress=False)
-        for seed in (1, 1, 2)
+        reconstruct_ptychography(cube, iterations=1, batch_size=50, rng=seed, progress=False) for seed in (1, 1, 2)
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -204,9 +202,7 @@ def test_parallax_is_that_of_py4dstem(cube):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # advice on the upsampling
         by_hand = Parallax(ENERGY, datacube, verbose=False, object_padding_px=(16, 16), defocus=250)
-        by_hand.preprocess(
-            dp_mask=misr.bright_field_disk(odd)["mask"].values, edge_blend=0.5, plot_average_bf=False
-        )
+        by_hand.preprocess(dp_mask=misr.bright_field_disk(odd)["mask"].values, edge_blend=0.5, plot_average_bf=False)
         by_hand.aberration_fit(force_rotation_angle_deg=0)
         by_hand.subpixel_alignment(kde_upsample_factor=5, plot_upsampled_BF_comparison=False)
         by_hand.aberration_correct(use_CTF_fit=True, plot_corrected_phase=False)
@@ -281,9 +277,7 @@ def test_parallax_fit_finds_the_defocus(cube):
 def test_aberrations_of_a_fit_are_taken_whole(cube, astigmatic):
     turned = simulate(aberrations=astigmatic, rotation_deg=20.0)
     bare = turned.copy()
-    bare.attrs = {
-        name: value for name, value in turned.attrs.items() if name[:3] not in ("C10", "C12", "phi", "rot")
-    }
+    bare.attrs = {name: value for name, value in turned.attrs.items() if name[:3] not in ("C10", "C12", "phi", "rot")}
     fitted = xr.Dataset({**astigmatic, "rotation_deg": 20.0, "C10_stderr": 1.0})
     expected = reconstruct_parallax(turned, progress=False)
     np.testing.assert_array_equal(reconstruct_parallax(bare, aberrations=fitted, progress=False), expected)
@@ -297,18 +291,6 @@ def test_like_puts_it_on_another_grid(cube):
     assert image.attrs["method"] == "py4DSTEM parallax"
 
 
-def test_resample_like_keeps_waves_it_can_carry_and_drops_others():
-    fine = image_from_array(np.zeros((96, 96)), pixel_A=(0.5, 0.5))
-    slow, fast = 2 * np.pi / 8, 2 * np.pi / 1.5
-    coarse = image_from_array(np.zeros((46, 46)), pixel_A=(1.0, 1.0), origin_A=(0.25, 0.75))
-    wave = fine.copy(data=np.sin(slow * (fine.x + 2 * fine.y)).transpose("y", "x").values)
-    inner = {"y": slice(10, 36), "x": slice(10, 36)}
-    truth = np.sin(slow * (coarse.x + 2 * coarse.y)).transpose("y", "x")
-    np.testing.assert_allclose(resample_like(wave, coarse).sel(inner), truth.sel(inner), atol=0.02)
-    aliasing = fine.copy(data=np.broadcast_to(np.cos(fast * fine.x), fine.shape))
-    assert np.abs(resample_like(aliasing, coarse).sel(inner)).max() < 0.1
-
-
 def test_errors_say_what_to_do(cube):
     bare = cube.copy()
     bare.attrs = {name: value for name, value in cube.attrs.items() if name != "C10_A"}
@@ -319,11 +301,6 @@ def test_errors_say_what_to_do(cube):
             reconstruct(cube.isel(scan_y=slice(0, 3)))
         with pytest.raises(ValueError, match="no electrons"):
             reconstruct(cube.copy(data=np.zeros(cube.shape)))
-    with pytest.raises(ValueError, match="like covers"):
-        resample_like(
-            image_from_array(np.zeros((8, 8)), pixel_A=(1, 1)),
-            cube.isel(det_y=0, det_x=0).rename(scan_y="y", scan_x="x"),
-        )
     with pytest.raises(ValueError, match="defocus"):
         reconstruct_parallax(cube, aberrations={"C10": 0.0})
     with pytest.raises(ValueError, match=r"upsample=1\.5"):
@@ -343,7 +320,5 @@ def test_unequal_steps_are_named(cube, reconstruct, dim):
 
 
 def test_import_is_light():
-    code = (
-        "import sys, misr.reference; sys.exit(any(m in sys.modules for m in ('py4DSTEM', 'torch', 'abtem')))"
-    )
+    code = "import sys, misr.reference; sys.exit(any(m in sys.modules for m in ('py4DSTEM', 'torch', 'abtem')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

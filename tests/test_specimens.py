@@ -128,9 +128,7 @@ def test_vacancies_are_counted(name, symbol):
 @pytest.mark.parametrize("orientation", ["zone", "random"])
 @pytest.mark.parametrize("seed", [0, 5])
 def test_crystallite_in_glass(orientation, seed):
-    atoms = semicrystalline_atoms(
-        field_A=(40, 50), thickness_A=12, crystallite_A=30, orientation=orientation, rng=seed
-    )
+    atoms = semicrystalline_atoms(field_A=(40, 50), thickness_A=12, crystallite_A=30, orientation=orientation, rng=seed)
     assert atoms.cell.lengths().tolist() == [50, 40, 12]
     inside = atoms.arrays["crystallite"]
     y, x = atoms.info["crystallite_centre_A"]
@@ -142,9 +140,7 @@ def test_crystallite_in_glass(orientation, seed):
     # the crystallite is LTA at its own density, the rest silica
     volume = np.pi * 15**2 * 12
     assert atoms[inside].get_masses().sum() / volume / DALTON_PER_A3 == pytest.approx(1.43, rel=0.08)
-    assert atoms[~inside].get_masses().sum() / (50 * 40 * 12 - volume) / DALTON_PER_A3 == pytest.approx(
-        2.1, rel=0.1
-    )
+    assert atoms[~inside].get_masses().sum() / (50 * 40 * 12 - volume) / DALTON_PER_A3 == pytest.approx(2.1, rel=0.1)
     lengths = np.array([50, 40, 12])
     tree = cKDTree(np.mod(atoms.positions[~inside], lengths), boxsize=lengths)
     assert tree.query(np.mod(atoms.positions[inside], lengths))[0].min() >= 1.4

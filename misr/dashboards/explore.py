@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,8 @@ def serve(
         _when_ready(body, prepare, fill)
         return template
 
-    origins = [f"{host}:{port or '*'}" for host in ("localhost", "127.0.0.1", address)]
+    port = port or _free_port(address)
+    origins = [f"{host}:{port}" for host in ("localhost", "127.0.0.1", address)]
     pn.serve(
         {"/": page},
         port=port,
@@ -111,6 +113,13 @@ def serve(
         websocket_origin=sorted(set(origins)),
         threaded=False,
     )
+
+
+def _free_port(address: str) -> int:
+    """A port for the allowed origins of the page, which Bokeh wants to know before it opens one."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
 
 
 def _when_ready(body: Any, prepare: Callable[[], ExploreState], fill: Callable[[ExploreState], None]) -> None:
@@ -124,7 +133,7 @@ def _when_ready(body: Any, prepare: Callable[[], ExploreState], fill: Callable[[
     async def wait() -> None:
         try:
             fill(await asyncio.to_thread(prepare))
-        except (ValueError, RuntimeError, MemoryError, OSError) as error:
+        except (ValueError, TypeError, RuntimeError, MemoryError, OSError) as error:
             _LOG.warning("%s", error, exc_info=True)
             body[:] = [pn.pane.Alert(f"**No data.** {error}", alert_type="danger")]
 
@@ -152,7 +161,7 @@ def _controls_and_figures(state: ExploreState) -> tuple[list[Any], list[Any]]:
         if result is not None:
             image.object = plot_image(result.image, title=state.method, size=_IMAGE_SIZE)
         if result is not None and result.frc is not None:
-            size = {"width": _IMAGE_SIZE + 40, "height": _IMAGE_SIZE}
+            size = {"width": _IMAGE_SIZE + 5, "height": _IMAGE_SIZE}
             frc.object = plot_frc(result.frc, truth=result.frc_truth, title="Fourier ring correlation", **size)
 
     draw()

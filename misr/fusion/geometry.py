@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from misr.cube import aberrations_of, scan_step
+from misr.aberrations import aberrations_of
+from misr.cube import scan_step
 from misr.optics import electron_wavelength, rotate
 
 __all__ = ["ScanGrid", "ViewGeometry", "choose_upsample", "scan_grid", "view_geometry"]

@@ -9,7 +9,8 @@ import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history
-from misr.cube import aberrations_of, image_from_array
+from misr.aberrations import aberration_attrs, aberrations_of
+from misr.cube import image_from_array
 from misr.fusion.geometry import ScanGrid, ViewGeometry, choose_upsample, scan_grid, view_geometry
 from misr.optics import aberration_gradient, aberration_phase, axial_overlap
 
@@ -42,8 +43,9 @@ def fuse_linear(views: xr.DataArray, *, upsample: int | str = "auto", device: st
     -------
     xarray.Dataset
         ``phase`` and ``phase_std`` (rad), dims ``("y", "x")``, Å on the scan's own origin. ``phase_std`` is the
-        standard deviation that the linear model gives a pixel (noise and what the prior leaves open); it is the
-        same over the whole field. ``attrs["chi2"]`` is the unexplained over the expected counting noise: about 1 where
+        standard deviation that the linear model gives a pixel (noise and what the prior leaves open), the same over
+        the whole field; too large rather than too small, since rings that the data say nothing about are given the
+        power of their neighbours. ``attrs["chi2"]`` is the unexplained over the expected counting noise: about 1 where
         the weak-phase model holds; an excess is treated as further noise.
 
     Raises
@@ -109,7 +111,7 @@ def shift_and_add(
 
     Each view is laid on the fine grid (its spectrum repeated), shifted back by a sub-pixel phase ramp and added;
     aliases cancel in the sum because they do not line up. The sum has the contrast transfer
-    ``2 a(q λ/2α) sin χ(q)`` (Varnavides et al. 2025, *Ultramicroscopy*; DESIGN: a is the aperture's self-overlap).
+    ``2 a(q λ/2α) sin χ(q)``, a the aperture's self-overlap (parallax in Varnavides et al. 2023, arXiv:2309.05250).
 
     Parameters
     ----------
@@ -242,7 +244,6 @@ def _image_attrs(views: xr.DataArray, method: str, grid: ScanGrid) -> dict[str, 
     attrs: dict[str, Any] = {"units": "rad", "method": method, "upsample": grid.upsample}
     attrs |= {name: views.attrs[name] for name in kept if name in views.attrs}
     attrs["n_views"] = int(views.sizes["view"])
-    for name, value in (aberrations_of(views) or {}).items():
-        attrs[name + ("_A" if name.startswith("C") else "_rad")] = value
+    attrs |= aberration_attrs(aberrations_of(views))
     attrs["history"] = append_history(views.attrs, method, upsample=grid.upsample)
     return attrs

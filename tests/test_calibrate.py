@@ -1,0 +1,134 @@
+"""The bright-field disk is found where it is, at any dose, from a part of a lazy cube."""
+
+from __future__ import annotations
+
+import warnings
+
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import misr
+from misr.calibrate import bright_field_disk, mean_pattern
+
+STEP = 2.0  # mrad
+RADIUS = 6.0  # pixels
+
+
+def expected(center=(0.0, 0.0), *, detector=20, radius=RADIUS, semiangle_mrad=None, shape=(6, 6)):
+    k = np.arange(detector) - (detector - 1) / 2
+    away = np.hypot(k[:, None] - center[0], k[None, :] - center[1])
+    disk = np.clip(radius - away + 0.5, 0, 1) + 0.002  # a little dark field
+    return misr.cube_from_array(
+        np.broadcast_to(disk, (*shape, detector, detector)),
+        scan_step_A=2.0,
+        det_step_mrad=STEP,
+        energy_eV=300e3,
+        semiangle_mrad=semiangle_mrad or RADIUS * STEP,
+    )
+
+
+def miss(found, center):
+    return np.hypot(float(found.center_y) / STEP - center[0], float(found.center_x) / STEP - center[1])
+
+
+@settings(max_examples=30)
+@given(st.tuples(st.floats(-3, 3), st.floats(-3, 3)))
+def test_shifted_disk(center):
+    found = bright_field_disk(expected(center))
+    assert miss(found, center) < 0.3
+    assert float(found.radius) == pytest.approx(RADIUS * STEP, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("electrons_per_pattern", [1.0, 10.0, 100.0])
+def test_low_dose(electrons_per_pattern, seed):
+    center = tuple(np.random.default_rng(seed).uniform(-2, 2, 2))
+    cube = expected(center, shape=(32, 32))  # 1024 patterns: at one electron each, nine in a pixel of the sum
+    counted = misr.apply_dose(cube, electrons_per_pattern / 4.0, rng=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = bright_field_disk(counted)
+    assert miss(found, center) < 0.3
+    assert float(found.radius) == pytest.approx(RADIUS * STEP, rel=0.03)
+
+
+def test_mask_is_the_semiangle_round_the_centre():
+    found = bright_field_disk(expected((1.0, -2.0)))
+    away = np.hypot(found.det_y - found.center_y, found.det_x - found.center_x)
+    np.testing.assert_array_equal(found["mask"], away <= RADIUS * STEP)
+    assert found.center_y.attrs["units"] == found.radius.attrs["units"] == "mrad"
+    assert misr.cube_history(found)[-1]["operation"] == "bright_field_disk"
+
+
+def test_rectangular_pixels():
+    cube = expected()
+    stretched = cube.assign_coords(det_y=("det_y", cube.det_y.values * 1.5, {"units": "mrad"}))
+    stretched.attrs["semiangle_mrad"] = RADIUS * STEP * np.sqrt(1.5)  # the same area
+    found = bright_field_disk(stretched)
+    assert float(found.radius) == pytest.approx(RADIUS * STEP * np.sqrt(1.5), rel=0.03)
+
+
+@pytest.mark.parametrize("center", [(6.5, 0.0), (0.0, -6.5)])
+def test_disk_cut_by_the_edge(center):
+    with pytest.raises(ValueError, match="cut by the detector's edge in det_" + ("y" if center[0] else "x")):
+        bright_field_disk(expected(center, radius=RADIUS))
+
+
+def test_no_beam_and_no_disk():
+    cube = expected()
+    with pytest.raises(ValueError, match="the mean pattern is empty"):
+        bright_field_disk(cube * 0.0)
+    flat = cube.copy(data=np.ones(cube.shape))
+    flat.attrs["semiangle_mrad"] = 4.0
+    with pytest.raises(ValueError, match="no bright-field disk of semiangle_mrad found"):
+        bright_field_disk(flat)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -5.0])
+def test_dead_pixels_are_named(bad):
+    cube = expected()
+    values = cube.values.copy()
+    values[..., 3, 4] = bad
+    with pytest.raises(ValueError, match="mask dead pixels"):
+        bright_field_disk(cube.copy(data=values))
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.3])
+def test_wrong_semiangle_warns(factor):
+    with pytest.warns(UserWarning, match="measures .* mrad but semiangle_mrad"):
+        bright_field_disk(expected(semiangle_mrad=RADIUS * STEP * factor))
+
+
+def test_vacuum_is_enough():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = bright_field_disk(expected() * 1e-6)
+    assert miss(found, (0, 0)) < 1e-6
+
+
+def test_lazy_cube_is_read_in_part():
+    cube = expected((1.0, 0.5), shape=(64, 8))
+    rows_read = []
+
+    def record(block, block_info=None):
+        rows_read.append(block_info[0]["array-location"][0][0])
+        return block
+
+    data = da.from_array(cube.values, chunks=(1, 8, 20, 20)).map_blocks(
+        record, dtype=cube.dtype, meta=np.empty((0,) * 4, dtype=cube.dtype)
+    )
+    found = bright_field_disk(cube.copy(data=data))
+    assert miss(found, (1.0, 0.5)) < 0.3
+    assert len(set(rows_read)) == len(rows_read) == 16  # of 64, each once
+    assert min(rows_read) < 8
+    assert max(rows_read) >= 56
+
+
+def test_lazy_and_eager_mean_pattern_agree_on_few_rows():
+    cube = misr.apply_dose(expected(), 10.0, rng=0)
+    xr_mean = cube.mean(("scan_y", "scan_x"))
+    np.testing.assert_allclose(mean_pattern(cube.chunk(scan_y=2)), xr_mean)
+    np.testing.assert_allclose(mean_pattern(cube), xr_mean)

@@ -1,0 +1,144 @@
+"""The composition: a cube in, image and resolution out, the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from phase_object import at_dose
+
+import misr
+from misr.pipeline import half_map_frc
+
+
+@pytest.fixture(scope="module")
+def expected(make_scan):
+    return make_scan("atoms", pixels=64, det_bin=3, strength=0.1)
+
+
+@pytest.fixture(scope="module")
+def cube(expected):
+    return at_dose(expected[0], 3e3, rng=0)
+
+
+@pytest.fixture(scope="module")
+def result(cube):
+    return misr.super_resolve(cube, rng=0)
+
+
+def test_result_and_its_labels(result, expected):
+    assert set(result.data_vars) == {"phase", "phase_std", "frc", "resolution"}
+    assert result.phase.dims == result.phase_std.dims == ("y", "x")
+    assert result.phase.attrs["units"] == result.phase_std.attrs["units"] == "rad"
+    assert result.y.attrs["units"] == result.x.attrs["units"] == "Å"
+    assert result.frc.dims == ("frequency",)
+    assert result.frc.attrs["kind"] == "half-map"
+    assert result.resolution.attrs["units"] == "Å"
+    assert result.resolution.attrs["status"] == "crossed"
+    assert result.attrs["resolution_A"] == float(result.resolution)
+    truth = expected[1]
+    np.testing.assert_allclose(result.x, truth.x)
+    assert xr.corr(result.phase, truth) > 0.4  # of the whole band, most of which 3000 e/Å² do not reach
+
+
+def test_resolution_beats_the_scan(result):
+    assert float(result.resolution) < 4.0
+
+
+def test_dose_and_optics_stay_with_the_result(result):
+    assert result.attrs["dose_e_per_A2"] == 3e3
+    assert result.attrs["energy_eV"] == 300e3
+    assert result.attrs["C10_A"] == -1500.0
+    operations = [line["operation"] for line in misr.cube_history(result)]
+    assert operations[0] == "cube_from_array"
+    assert operations[-4:] == ["apply_dose", "synthesize_views", "fuse_linear", "super_resolve"]
+    assert misr.cube_history(result)[-1]["rng"] == 0
+
+
+def test_result_survives_a_file(result, tmp_path):
+    for item in (result, *result.data_vars.values(), *result.coords.values()):
+        assert all(isinstance(value, str | int | float) for value in item.attrs.values()), item.attrs
+    result.to_netcdf(tmp_path / "result.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "result.nc", engine="h5netcdf") as again:
+        xr.testing.assert_identical(again.load(), result)
+
+
+def test_the_seed_decides(cube, result):
+    xr.testing.assert_identical(misr.super_resolve(cube, rng=0), result)
+    other = misr.super_resolve(cube, rng=1)
+    xr.testing.assert_equal(other.phase, result.phase)  # chance enters only in the halves
+    assert not other.frc.equals(result.frc)
+
+
+def test_dask_gives_the_same(cube, result):
+    lazy = misr.super_resolve(cube.chunk(scan_y=4), rng=0)
+    xr.testing.assert_allclose(lazy, result)
+
+
+def test_fewer_views(cube):
+    result = misr.super_resolve(cube, n_views=20, rng=0)
+    assert result.attrs["n_views"] == 20
+    assert misr.cube_history(result)[-1]["n_views"] == 20
+    assert float(result.resolution) < 8
+
+
+def test_ring_width_is_passed_on(cube):
+    assert misr.super_resolve(cube, n_views=20, ring_width=0.1, rng=0).frc.attrs["ring_width"] == 0.1
+
+
+def test_upsample_is_passed_on(cube):
+    assert misr.super_resolve(cube, upsample=2, rng=0).phase.shape == (32, 32)
+
+
+def test_aberrations_by_argument(cube, result):
+    bare = cube.copy()
+    bare.attrs = {name: value for name, value in cube.attrs.items() if name != "C10_A"}
+    with pytest.raises(ValueError, match="aberrations are not known: pass aberrations="):
+        misr.super_resolve(bare)
+    np.testing.assert_allclose(misr.super_resolve(bare, aberrations={"defocus": 1500}, rng=0).phase, result.phase)
+
+
+def test_expected_counts_cannot_be_split(expected):
+    with pytest.warns(UserWarning, match="not whole electrons.*no FRC, no resolution"):
+        result = misr.super_resolve(at_dose(expected[0], 1e3), rng=0)
+    assert set(result.data_vars) == {"phase", "phase_std"}
+    assert "resolution_A" not in result.attrs
+
+
+def test_whole_floats_can_be_split(cube, result):
+    np.testing.assert_allclose(misr.super_resolve(cube.astype(float), rng=0).frc, result.frc, atol=1e-6)
+
+
+def test_unknown_model(cube):
+    with pytest.raises(ValueError, match="model='magic' must be one of"):
+        misr.super_resolve(cube, model="magic")
+
+
+def test_invalid_cube(cube):
+    with pytest.raises(ValueError, match="not a valid 4D-STEM cube"):
+        misr.super_resolve(cube.rename(det_x="kx"))
+    with pytest.raises(ValueError, match="n_views=100000"):
+        misr.super_resolve(cube, n_views=100000)
+
+
+def test_input_is_left_alone(cube):
+    before = cube.copy(deep=True)
+    misr.super_resolve(cube, n_views=20, aberrations={"C10": -1400.0}, rng=0)
+    xr.testing.assert_identical(cube, before)
+
+
+def test_vacuum_resolves_nothing(make_scan):
+    flat, _ = make_scan("atoms", pixels=64, det_bin=3, strength=1e-7)
+    for seed in range(5):
+        result = misr.super_resolve(at_dose(flat, 300, rng=seed), rng=seed, upsample=2)
+        assert result.resolution.attrs["status"] == "unresolved"
+        assert float(result.resolution) == np.inf
+
+
+def test_half_maps_of_any_fusion(cube):
+    views = misr.synthesize_views(cube)
+    frc = half_map_frc(views, fuse=misr.shift_and_add, rng=0)
+    assert frc.attrs["kind"] == "half-map"
+    assert float(frc.max()) > 0.5
+    with pytest.raises(ValueError, match="not whole electrons"):
+        half_map_frc(views * 0.3, rng=0)
