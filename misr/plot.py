@@ -175,7 +175,8 @@ def plot_frc(
     Returns
     -------
     holoviews.Overlay
-        Frequency in 1/Å below, the same as a length in Å above.
+        Frequency in 1/Å below, the same as a length in Å above. Show it on its own or in a Panel row: in a HoloViews
+        layout (``image + frc``) Bokeh cuts the lower axis of its neighbour by the height of the axis above.
 
     Raises
     ------

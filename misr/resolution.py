@@ -73,8 +73,8 @@ def fourier_ring_correlation(
     q = np.hypot(np.fft.fftfreq(shape[0], pixel[0])[:, None], np.fft.fftfreq(shape[1], pixel[1])[None, :])
     nyquist = 0.5 / max(pixel)
     ring = np.floor(q / width + 0.5 if ring_width is None else q / width).astype(int) + 1
-    # ring 0 takes what belongs to none: the zero frequency (the mean, taken off above) and what lies past Nyquist
-    ring[(q == 0) | (q > nyquist * (1 + 1e-9))] = 0
+    # ring 0 takes what belongs to none: the zero frequency (the mean, taken off above), Nyquist and what lies past it
+    ring[(q == 0) | (q >= nyquist * (1 - 1e-9))] = 0
     cross, power_a, power_b, count, sum_q = (
         np.bincount(ring.ravel(), weights=values.ravel())[1:]
         for values in (

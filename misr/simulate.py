@@ -19,8 +19,6 @@ from misr._provenance import append_history
 from misr.cube import cube_from_array, image_from_array
 from misr.optics import electron_wavelength, interaction_parameter, polar_aberrations, rotate
 from misr.phase import cell_sides, check_positive, projected_potential, thermal_width
-from misr.resample import phase_on_grid as phase_on_grid
-from misr.specimens import semicrystalline_atoms as semicrystalline_atoms
 
 if TYPE_CHECKING:
     from abtem import PotentialArray, Probe

@@ -84,7 +84,7 @@ def test_is_symmetric_and_bounded(shape, pixel_A, seed):
     np.testing.assert_allclose(frc, misr.fourier_ring_correlation(b, a), atol=1e-12)
     assert float(np.abs(frc).max()) <= 1 + 1e-12
     assert bool((frc.frequency.diff("frequency") > 0).all())
-    # rings end at the smaller Nyquist frequency
+    # rings end below the smaller Nyquist frequency
     assert float(frc.frequency[-1]) <= 0.5 / max(pixel_A) + 1e-9
 
 
@@ -100,7 +100,7 @@ def test_equals_a_plain_loop(shape, pixel_A, ring_width):
     for i, q_y in enumerate(np.fft.fftfreq(shape[0], pixel_A[0])):
         for j, q_x in enumerate(np.fft.fftfreq(shape[1], pixel_A[1])):
             q = float(np.hypot(q_y, q_x))
-            if 0 < q <= 0.5 / max(pixel_A) * (1 + 1e-9):
+            if 0 < q < 0.5 / max(pixel_A) * (1 - 1e-9):
                 # one-pixel rings are centred on whole pixels; wide ones are counted from zero
                 ring = int(q / width + 0.5) if ring_width is None else int(q / width)
                 rings.setdefault(ring, []).append((fa[i, j], fb[i, j], q))

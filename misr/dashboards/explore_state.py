@@ -39,7 +39,8 @@ def sample() -> xr.Dataset:
     xarray.Dataset
         ``counts`` (expected, at 1 e/Å²) and ``phase``, as `misr.simulate_cube`. Takes a few seconds.
     """
-    from misr.simulate import semicrystalline_atoms, simulate_cube
+    from misr.simulate import simulate_cube
+    from misr.specimens import semicrystalline_atoms
 
     return simulate_cube(
         semicrystalline_atoms(field_A=64.0, rng=1),
@@ -252,7 +253,7 @@ class ExploreState(param.Parameterized):
     def _against_truth(self, image: xr.DataArray, ring_width: float) -> xr.DataArray | None:
         if self.truth is None or image.attrs.get("units") != "rad":
             return None
-        from misr.simulate import phase_on_grid
+        from misr.resample import phase_on_grid
 
         truth = phase_on_grid(self.truth, like=image)
         window = None if self.cube.attrs.get("periodic") else "hann"
