@@ -1,4 +1,4 @@
-# make demo | test | lab: each makes its own environment in .venv if there is none, and reuses it after that.
+# make demo | test | lab (lint, benchmark): each makes its own environment in .venv if there is none, and reuses it after that.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+benchmark: $(VENV)/.test
+	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-only --benchmark-columns=min,median,rounds
 
 clean:
 	rm -rf $(VENV) dist misr-demo

@@ -1,0 +1,48 @@
+"""Time of the fusion beside py4DSTEM's parallax on the same counts, and of a 64 × 64 simulation: ``make benchmark``."""
+
+from __future__ import annotations
+
+import pytest
+
+import misr
+
+
+@pytest.fixture(scope="module")
+def cube():
+    atoms = misr.amorphous_atoms(field_A=64, rng=0)
+    simulated = misr.simulate_cube(atoms, aberrations={"C10": -1500.0}, progress=False)
+    return misr.apply_dose(simulated.counts, 100, rng=0)
+
+
+@pytest.fixture(scope="module")
+def views(cube):
+    return misr.synthesize_views(cube)
+
+
+@pytest.mark.benchmark(group="cube to image, 32 × 32 positions, ×4")
+@pytest.mark.parametrize("method", ["shift_and_add", "fuse_linear", "py4DSTEM parallax"])
+def test_cube_to_image(benchmark, cube, method):
+    if method == "py4DSTEM parallax":
+        run, options = misr.reconstruct_parallax, {"upsample": 4, "progress": False}
+    else:
+        fuse = getattr(misr, method)
+
+        def run(cube, **options):
+            return fuse(misr.synthesize_views(cube), **options)
+
+        options = {"upsample": 4}
+    benchmark.pedantic(run, args=(cube,), kwargs=options, rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.benchmark(group="fuse_linear by number of views, 32 × 32 positions, ×4")
+@pytest.mark.parametrize("n_views", [25, 100, 400, None])
+def test_fuse_linear(benchmark, cube, n_views):
+    views = misr.synthesize_views(cube, n_views=n_views)
+    benchmark.pedantic(misr.fuse_linear, args=(views,), kwargs={"upsample": 4}, rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.benchmark(group="simulation, 64 × 64 positions, 128 Å, 30 Å thick")
+def test_simulate(benchmark):
+    atoms = misr.amorphous_atoms(field_A=128, rng=0)
+    options = {"aberrations": {"C10": -1500.0}, "progress": False}
+    benchmark.pedantic(misr.simulate_cube, args=(atoms,), kwargs=options, rounds=1)
