@@ -14,7 +14,7 @@ import xarray as xr
 
 from misr._provenance import append_history
 from misr._readers import FIRST_PX_KEY, SHAPE_KEY
-from misr.aberrations import aberrations_of
+from misr.aberrations import aberrations_of, polar_aberrations
 from misr.calibrate import bright_field_disk
 from misr.cube import CUBE_DIMS, detector_step, scan_step, validate_cube
 from misr.optics import (
@@ -22,12 +22,16 @@ from misr.optics import (
     aberration_phase,
     aperture_fraction,
     electron_wavelength,
-    polar_aberrations,
     rotate,
 )
 
 _IN_CALIBRATION = ("energy_eV", "semiangle_mrad", "rotation_deg", "history")
 _SQUARE = 1e-3
+# interpolation is no way out: it makes counts that are not electrons
+_SQUARE_SCAN = "scan in equal steps, or for a simulation make the cell square"
+_SQUARE_DETECTOR = (
+    "bin with cube.coarsen(det_y=..., det_x=...).sum() to equal steps, or for a simulation make the cell square"
+)
 
 
 def import_py4dstem() -> Any:
@@ -54,8 +58,8 @@ def silent_py4dstem() -> Iterator[None]:
 def to_datacube(cube: xr.DataArray) -> Any:
     """A py4DSTEM DataCube with its calibration: see `misr.cube_to_py4dstem`."""
     validate_cube(cube, counts=False)
-    step_A = _square(scan_step(cube), "scan step", "Å", "scan")
-    step_mrad = _square(detector_step(cube), "detector step", "mrad", "det")
+    step_A = _square(scan_step(cube), "scan step", "Å", _SQUARE_SCAN)
+    step_mrad = _square(detector_step(cube), "detector step", "mrad", _SQUARE_DETECTOR)
     py4DSTEM = import_py4dstem()
     from emdfile import Metadata
 
@@ -76,12 +80,11 @@ def to_datacube(cube: xr.DataArray) -> Any:
     return datacube
 
 
-def _square(steps: tuple[float, float], what: str, unit: str, axes: str) -> float:
+def _square(steps: tuple[float, float], what: str, unit: str, advice: str) -> float:
     if abs(steps[0] - steps[1]) > _SQUARE * max(steps):
         raise ValueError(
             f"py4DSTEM takes pixels as square, but the {what} is {steps[0]:g} {unit} along y and {steps[1]:g} {unit} "
-            f"along x: bring them to one step first, e.g. with cube.coarsen({axes}_y=..., {axes}_x=...).sum() or "
-            f"cube.interp({axes}_x=...)"
+            f"along x: {advice}"
         )
     return (steps[0] + steps[1]) / 2
 
@@ -159,7 +162,7 @@ def setup_of(cube: xr.DataArray, aberrations: Any, rotation_deg: float | None, *
     if polar is None and required:
         raise ValueError(
             "no aberrations are given and the cube has none in its attrs: pass aberrations={'C10': ...} (Å, "
-            "= -defocus), or those that misr.fit_aberrations(cube) finds"
+            "= -defocus), or set them with misr.with_aberrations(cube, {'C10': ...})"
         )
     disk = bright_field_disk(cube)
     det_step = detector_step(cube)

@@ -12,9 +12,8 @@ import xarray as xr
 
 from misr._provenance import append_history
 from misr._units import is_per_length, to_angstrom, to_mrad
-from misr.aberrations import aberrations_of, with_aberrations
+from misr.aberrations import aberrations_of, polar_aberrations, with_aberrations
 from misr.cube import CUBE_DIMS, cube_from_array, validate_cube
-from misr.optics import polar_aberrations
 
 Pair = float | tuple[float, float]
 _UNITS = dict(zip(CUBE_DIMS, ("Å", "Å", "mrad", "mrad"), strict=True))

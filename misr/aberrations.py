@@ -2,15 +2,76 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
 
 from misr._provenance import append_history
-from misr.optics import polar_aberrations
 
-__all__ = ["aberration_attrs", "aberrations_of", "with_aberrations"]
+__all__ = ["aberration_attrs", "aberrations_of", "polar_aberrations", "with_aberrations"]
+
+_NAME = re.compile(r"^(C|phi)(\d)(\d)$")
+
+
+def polar_aberrations(aberrations: Mapping[str, Any] | Any | None) -> dict[str, float]:
+    """Aberrations as a plain dict of polar coefficients, checked.
+
+    Parameters
+    ----------
+    aberrations : mapping, xarray.Dataset or None
+        Names ``C10, C12, phi12, C21, phi21, …`` (Å and rad); ``defocus`` is accepted for ``-C10``. What a fit tells
+        besides (``rotation_deg``, ``*_stderr``) is left out. An empty mapping means in focus; None, not known.
+
+    Returns
+    -------
+    dict
+        ``{"C10": …}``; empty for None.
+
+    Raises
+    ------
+    TypeError
+        If it is no mapping.
+    ValueError
+        For an unknown name, an impossible order, a value that is not finite, or a mapping of other things only.
+
+    Examples
+    --------
+    >>> polar_aberrations({"defocus": 500})
+    {'C10': -500.0}
+    """
+    if aberrations is None:
+        return {}
+    if not hasattr(aberrations, "items"):
+        raise TypeError(f"aberrations is {aberrations!r}: give a mapping such as {{'C10': -500}} (Å; C10 = -defocus)")
+    result: dict[str, float] = {}
+    for name, value in aberrations.items():
+        name = str(name)
+        if name == "rotation_deg" or name.endswith("_stderr"):
+            continue
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"aberration {name}={number} is not finite: leave it out or give a number")
+        if name == "defocus":
+            name, number = "C10", -number
+        match = _NAME.match(name)
+        if match is None or not _order_exists(int(match[2]), int(match[3])):
+            raise ValueError(
+                f"unknown aberration {name!r}: expected polar names such as C10 (= -defocus), C12, phi12, C21, "
+                "phi21, C30 (magnitudes in Å, angles in rad)"
+            )
+        if name in result and result[name] != number:
+            raise ValueError(f"C10={result[name]} and defocus={-number} disagree: give one of them")
+        result[name] = number
+    if not result and len(aberrations):
+        raise ValueError(f"{list(aberrations)} names no aberration: add C10 (= -defocus, Å), or give {{}} for in focus")
+    return result or {"C10": 0.0}
+
+
+def _order_exists(n: int, m: int) -> bool:
+    return 1 <= n <= 5 and 0 <= m <= n + 1 and (n + 1 - m) % 2 == 0
 
 
 def aberrations_of(array: xr.DataArray | xr.Dataset) -> dict[str, float] | None:
@@ -64,7 +125,8 @@ def with_aberrations(
     cube : xarray.DataArray
         A 4D-STEM cube; its data are shared, not copied.
     aberrations : mapping or Dataset
-        Polar coefficients, Å and rad; ``rotation_deg`` in it is used when the argument is None.
+        Polar coefficients, Å and rad; ``rotation_deg`` in it is used when the argument is None. An empty mapping
+        means in focus, and is recorded as ``C10_A = 0``.
     rotation_deg : float, optional
         Scan-to-detector rotation, degrees.
 
@@ -75,6 +137,8 @@ def with_aberrations(
 
     Raises
     ------
+    TypeError
+        If ``aberrations`` is None or no mapping.
     ValueError
         For unknown aberrations.
 
@@ -84,6 +148,10 @@ def with_aberrations(
     >>> with_aberrations(xr.DataArray(0), {"defocus": 500}).attrs["C10_A"]
     -500.0
     """
+    if aberrations is None:
+        raise TypeError(
+            "aberrations is None: give polar coefficients such as {'C10': -500} (Å; C10 = -defocus), or {} for in focus"
+        )
     polar = polar_aberrations(aberrations)
     stale = aberration_attrs(aberrations_of(cube))
     result = cube.copy(deep=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 from misr import __version__
 
 __all__ = ["main"]
+
+# torch's LinAlgError is a RuntimeError, numpy's a ValueError
+_ANSWERED = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 2 when the input could not be used (the reason goes to standard error).
+        Exit status: 0, or 2 when it could not be done (the reason goes to standard error).
 
     Examples
     --------
@@ -36,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="misr: %(message)s")
     try:
         return int(arguments.run(arguments) or 0)
-    except (ValueError, TypeError, OSError) as error:
+    except _ANSWERED as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("failed")
-        print(f"misr: {error}", file=sys.stderr)
+        print(f"misr: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
 
 
@@ -57,9 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="a cube to an image with its resolution")
     _add_cube_arguments(run)
-    run.add_argument("-o", "--out", type=Path, required=True, help="result: .nc or .zarr")
+    run.add_argument("-o", "--out", type=Path, required=True, help="result: .nc, .zarr or .zarr.zip")
     run.add_argument("--views", type=int, metavar="N", help="number of views (default: every bright-field pixel)")
-    run.add_argument("--upsample", default="auto", help="pixels per scan step (default: %(default)s)")
+    run.add_argument(
+        "--upsample", type=_upsample, default="auto", metavar="N", help="pixels per scan step (default: %(default)s)"
+    )
     run.add_argument("--ring-width", type=float, metavar="1/Å", help="FRC ring width")
     run.add_argument("--seed", type=int, default=0, help="seed of the split in halves (default: %(default)s)")
     run.add_argument("--png", type=Path, help="also write the image as a picture")
@@ -94,6 +100,37 @@ def _add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--defocus-A", type=float, dest="defocus_A", help="defocus = -C10")
 
 
+def _upsample(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 'auto' or a whole number, at least 1, not {text!r}")
+    return int(text)
+
+
+def _check_targets(out: Path, picture: Path | None) -> None:
+    """Refuse what could not be written, before the work and not after it."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from misr._stored import is_zarr_folder
+    from misr._writers import file_kind
+
+    file_kind(out)
+    known = FigureCanvasBase.get_supported_filetypes()
+    if picture is not None and picture.suffix[1:].lower() not in known:
+        raise ValueError(f"cannot tell the format of {picture.name!r}: end its name in .png or one of {sorted(known)}")
+    for path in (out, picture):
+        if path is None:
+            continue
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder} for {path.name}: make it first")
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{path.name} cannot be written in {folder}: choose another folder")
+        if path.is_dir() and not is_zarr_folder(path):
+            raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+
+
 def _read(arguments: argparse.Namespace) -> Any:
     from misr.io import read_cube
 
@@ -113,25 +150,25 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from misr._writers import replacing
+    from misr.figures import image_figure, resolution_words
     from misr.io import save_result
     from misr.pipeline import super_resolve
 
-    upsample = arguments.upsample if arguments.upsample == "auto" else int(arguments.upsample)
+    _check_targets(arguments.out, arguments.png)
     result = super_resolve(
         _read(arguments),
         n_views=arguments.views,
-        upsample=upsample,
+        upsample=arguments.upsample,
         ring_width=arguments.ring_width,
         rng=arguments.seed,
     )
     save_result(result, arguments.out)
     if arguments.png is not None:
-        from misr.figures import image_figure
-
-        image_figure(result).savefig(arguments.png, dpi=150)
+        with replacing(arguments.png) as temporary:
+            image_figure(result).savefig(temporary, dpi=150)
     if "resolution" in result:
-        resolution = result["resolution"]
-        print(f"resolution {float(resolution):.3g} Å (half-map FRC, half-bit; {resolution.attrs['status']})")
+        print(f"{resolution_words(result['resolution'])} (half-map FRC, half-bit)")
     print(f"phase image {result['phase'].shape[0]} × {result['phase'].shape[1]} pixels in {arguments.out}")
 
 

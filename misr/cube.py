@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history, read_history
-from misr.aberrations import aberration_attrs, aberrations_of
+from misr.aberrations import aberration_attrs, aberrations_of, polar_aberrations
 
 __all__ = [
     "CUBE_DIMS",
@@ -18,6 +18,7 @@ __all__ = [
     "cube_history",
     "image_from_array",
     "is_lazy",
+    "is_periodic",
     "scan_step",
     "validate_cube",
 ]
@@ -25,6 +26,7 @@ __all__ = [
 CUBE_DIMS = ("scan_y", "scan_x", "det_y", "det_x")
 _UNITS = {"scan_y": "Å", "scan_x": "Å", "det_y": "mrad", "det_x": "mrad"}
 _SHORTEST_SCAN = 4
+_LOWEST_ENERGY = 5e3  # eV: below any electron microscope that transmits, above every energy given in keV
 _UNIFORM = 1e-3  # spacing may differ by this fraction: coordinates stored as float32 differ by 1e-4
 
 
@@ -110,6 +112,8 @@ def cube_from_array(
         energy_eV=energy_eV,
         semiangle_mrad=semiangle_mrad,
         dose_e_per_A2=dose_e_per_A2,
+        rotation_deg=rotation_deg,
+        **polar_aberrations(aberrations),
     )
     validate_cube(cube, counts=not is_lazy(cube))
     return cube
@@ -193,6 +197,15 @@ def _attribute_problems(cube: xr.DataArray) -> list[str]:
             problems.append(f"attrs[{name!r}] is missing: set it, e.g. cube.attrs[{name!r}] = {example}")
         elif not (isinstance(value, int | float | np.number) and math.isfinite(value) and value > 0):
             problems.append(f"attrs[{name!r}] is {value!r}, expected a positive number such as {example}")
+    energy = cube.attrs.get("energy_eV")
+    if isinstance(energy, int | float | np.number) and 0 < energy < _LOWEST_ENERGY:
+        problems.append(f"attrs['energy_eV'] is {energy!r}: in eV, so 300 keV is 300e3")
+    for name, least in (("rotation_deg", -math.inf), ("dose_e_per_A2", 0.0)):
+        value = cube.attrs.get(name)
+        if value is None:
+            continue
+        if not (isinstance(value, int | float | np.number) and math.isfinite(value) and value > least):
+            problems.append(f"attrs[{name!r}] is {value!r}, expected a {'positive' if least == 0 else 'finite'} number")
     try:
         aberrations_of(cube)
     except ValueError as error:
@@ -213,6 +226,7 @@ def _disk_problems(cube: xr.DataArray) -> list[str]:
 
 
 def _half_width(cube: xr.DataArray, name: str) -> float:
+    """Half of what an axis covers, outer pixel edge to outer pixel edge."""
     values = np.asarray(cube[name].values, dtype=float)
     return float(values[-1] - values[0]) * len(values) / (len(values) - 1) / 2
 
@@ -267,6 +281,21 @@ def scan_step(array: xr.DataArray) -> tuple[float, float]:
     return steps[0], steps[1]
 
 
+def is_periodic(array: xr.DataArray) -> bool:
+    """Whether a scan (or image) wraps round: its ``attrs["period_A"]``, ``[y, x]`` in Å, is what it covers.
+
+    A crop or a thinned-out scan keeps the attribute and no longer covers the period, so it counts as not periodic.
+    """
+    period = array.attrs.get("period_A")
+    if period is None:
+        return False
+    dims = ("scan_y", "scan_x") if "scan_y" in array.dims else ("y", "x")
+    return all(
+        array.sizes[dim] > 1 and abs(2 * _half_width(array, dim) - length) < _UNIFORM * length
+        for dim, length in zip(dims, period, strict=True)
+    )
+
+
 def detector_step(cube: xr.DataArray) -> tuple[float, float]:
     """Detector pixel ``(y, x)`` in mrad."""
     steps = []
@@ -288,6 +317,11 @@ def cube_history(array: xr.DataArray | xr.Dataset) -> list[dict[str, Any]]:
     -------
     list of dict
         Each with ``operation`` and its arguments.
+
+    Raises
+    ------
+    ValueError
+        If ``attrs["history"]`` is not JSON lines.
 
     Examples
     --------

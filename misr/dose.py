@@ -35,7 +35,8 @@ def apply_dose(cube: xr.DataArray, dose_e_per_A2: float, *, rng: Any = None) -> 
     Returns
     -------
     xarray.DataArray
-        Integer counts, same dims and coordinates, ``attrs["dose_e_per_A2"]`` set to the new dose.
+        Whole counts (uint16 if they fit and the data are in memory, else uint32), same dims and coordinates,
+        ``attrs["dose_e_per_A2"]`` set to the new dose.
 
     Raises
     ------

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["demo_figure", "image_figure"]
+__all__ = ["demo_figure", "image_figure", "resolution_words"]
+
 
 _COLOURS = {
     "raw view": "#999999",
@@ -72,7 +73,8 @@ def image_figure(result: xr.Dataset) -> Figure:
     Returns
     -------
     matplotlib.figure.Figure
-        With scale bar, colour bar (rad) and, beside it, the curve with its threshold.
+        With scale bar, colour bar (rad) and, beside it, the curve with its threshold and resolution; above the
+        image a warning, if the weak-phase model leaves much more than the counting noise unexplained.
 
     Examples
     --------
@@ -80,6 +82,7 @@ def image_figure(result: xr.Dataset) -> Figure:
     """
     from matplotlib.figure import Figure
 
+    from misr.pipeline import CHI2_SUSPECT
     from misr.resolution import frc_threshold
 
     panels = 2 if "frc" in result else 1
@@ -92,16 +95,46 @@ def image_figure(result: xr.Dataset) -> Figure:
     row[0].set_axis_off()
     _scale_bar(row[0], extent)
     figure.colorbar(shown, ax=row[0], label="phase (rad)", shrink=0.85)
+    chi2 = float(result.attrs.get("chi2", 1.0))
+    if chi2 > CHI2_SUSPECT:
+        row[0].set_title(f"weak-phase model leaves {chi2:.1f}× the noise unexplained", color="#b00000", fontsize=10)
     if panels == 2:
         frc, resolution = result["frc"], result["resolution"]
         row[1].plot(frc.frequency, frc, color=_COLOURS["misr"], label="half-map FRC")
         threshold = frc_threshold("half-bit", frc.n_independent.values)
         row[1].plot(frc.frequency, threshold, color="black", linewidth=0.8, linestyle="--", label="half-bit")
         row[1].set(xlabel="frequency (1/Å)", ylabel="FRC", ylim=(-0.2, 1.02), xlim=(0, None))
-        status = resolution.attrs["status"]
-        row[1].set_title(f"resolution {float(resolution):.3g} Å" if status == "crossed" else status)
+        row[1].set_title(resolution_words(resolution))
         row[1].legend(frameon=False)
     return figure
+
+
+def resolution_words(resolution: xr.DataArray) -> str:
+    """A resolution in words, with what it does and does not say.
+
+    Parameters
+    ----------
+    resolution : xarray.DataArray
+        Scalar in Å with ``attrs["status"]``, from `misr.frc_resolution`.
+
+    Returns
+    -------
+    str
+        For a title or a report.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> resolution_words(xr.DataArray(1.0, attrs={"status": "sampling-limited"}))
+    'resolution ≤ 1.00 Å: at least as fine as the sampling'
+    >>> resolution_words(xr.DataArray(np.inf, attrs={"status": "unresolved"}))
+    'nothing resolved'
+    """
+    status = resolution.attrs["status"]
+    if status == "unresolved":
+        return "nothing resolved"
+    number = f"{float(resolution):.2f} Å"
+    return f"resolution ≤ {number}: at least as fine as the sampling" if status != "crossed" else f"resolution {number}"
 
 
 def _phase_limits(result: xr.Dataset) -> tuple[float, float]:

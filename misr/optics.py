@@ -11,7 +11,6 @@ Conventions (one sign, everywhere in misr): the probe-forming aperture function 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from array_api_compat import array_namespace
 
 _PLANCK_C_EV_A = 12398.419843320026  # h c, eV Å (CODATA 2018)
 _ELECTRON_REST_EV = 510998.95  # m c², eV
-_NAME = re.compile(r"^(C|phi)(\d)(\d)$")
+_SQUARE = 1e-3  # of the squared edges: calibrations written as float32 differ by 1e-4
 
 
 def electron_wavelength(energy_eV: float) -> float:
@@ -74,56 +73,6 @@ def interaction_parameter(energy_eV: float) -> float:
     return 2 * math.pi / (beta * _PLANCK_C_EV_A)
 
 
-def polar_aberrations(aberrations: Mapping[str, Any] | Any | None) -> dict[str, float]:
-    """Aberrations as a plain dict of polar coefficients, checked.
-
-    Parameters
-    ----------
-    aberrations : mapping, xarray.Dataset or None
-        Names ``C10, C12, phi12, C21, phi21, …`` (Å and rad); ``defocus`` is accepted for ``-C10``. Other entries
-        that `fit_aberrations` returns (``rotation_deg``, ``*_stderr``) are left out.
-
-    Returns
-    -------
-    dict
-        ``{"C10": …}``; empty for None.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name, an impossible order or a value that is not finite.
-
-    Examples
-    --------
-    >>> polar_aberrations({"defocus": 500})
-    {'C10': -500.0}
-    """
-    result: dict[str, float] = {}
-    for name, value in (aberrations or {}).items() if aberrations is not None else ():
-        name = str(name)
-        if name == "rotation_deg" or name.endswith("_stderr"):
-            continue
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError(f"aberration {name}={number} is not finite: leave it out or give a number")
-        if name == "defocus":
-            name, number = "C10", -number
-        match = _NAME.match(name)
-        if match is None or not _order_exists(int(match[2]), int(match[3])):
-            raise ValueError(
-                f"unknown aberration {name!r}: expected polar names such as C10 (= -defocus), C12, phi12, C21, "
-                "phi21, C30 (magnitudes in Å, angles in rad)"
-            )
-        if name in result and result[name] != number:
-            raise ValueError(f"C10={result[name]} and defocus={-number} disagree: give one of them")
-        result[name] = number
-    return result
-
-
-def _order_exists(n: int, m: int) -> bool:
-    return 1 <= n <= 5 and 0 <= m <= n + 1 and (n + 1 - m) % 2 == 0
-
-
 def _terms(aberrations: Mapping[str, float]) -> list[tuple[int, int, float, float]]:
     terms = []
     for name, value in aberrations.items():
@@ -149,7 +98,7 @@ def aberration_phase(k_y: Any, k_x: Any, *, aberrations: Mapping[str, float], wa
     k_y, k_x : array
         Spatial frequencies of one shape, 1/Å, in the scan's frame.
     aberrations : mapping
-        Polar coefficients, Å and rad (see `polar_aberrations`).
+        Polar coefficients, Å and rad (see `misr.aberrations.polar_aberrations`).
     wavelength : float
         Å.
 
@@ -226,8 +175,8 @@ def aperture_fraction(k_y: Any, k_x: Any, *, cutoff: float, width: float) -> Any
         Pixel centres, 1/Å.
     cutoff : float
         Aperture radius α/λ, 1/Å.
-    width : float
-        Pixel width, 1/Å.
+    width : float or array
+        Pixel width, 1/Å (see `pixel_width`).
 
     Returns
     -------
@@ -243,6 +192,42 @@ def aperture_fraction(k_y: Any, k_x: Any, *, cutoff: float, width: float) -> Any
     xp = array_namespace(k_y, k_x)
     edge = (cutoff - xp.sqrt(k_y**2 + k_x**2)) / width + 0.5
     return xp.clip(edge, 0.0, 1.0)
+
+
+def pixel_width(k_y: Any, k_x: Any, *, pixel_edges: tuple[tuple[float, float], tuple[float, float]]) -> Any:
+    """Width of a detector pixel along k, as the round aperture's edge crosses it: for `aperture_fraction`.
+
+    ``sqrt((e1·n)² + (e2·n)²)`` with ``n = k/|k|``: the box with the variance of the pixel's extent along n. Against
+    sub-pixel averages over pixels at the edge, the fraction's rms error is 0.018 from aspect 1:1 to 1:2; the root of
+    the area gives 0.038 at 1:1.5 and 0.059 at 1:2, the full extent ``|e1·n| + |e2·n|`` 0.07 at all of them.
+
+    Parameters
+    ----------
+    k_y, k_x : array
+        Pixel centres, 1/Å.
+    pixel_edges : ((y, x), (y, x))
+        The two edge vectors of a detector pixel in the scan's frame, 1/Å.
+
+    Returns
+    -------
+    float or array
+        1/Å; one number for a square pixel, which is as wide in every direction.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pixel_width(np.array([0.5, 0.0]), np.array([0.0, 0.5]), pixel_edges=((0.03, 0.0), (0.0, 0.02))).round(6)
+    array([0.03, 0.02])
+    """
+    (y1, x1), (y2, x2) = pixel_edges
+    first, second = y1 * y1 + x1 * x1, y2 * y2 + x2 * x2
+    mean = (first + second) / 2
+    if abs(first - second) + abs(y1 * y2 + x1 * x2) <= _SQUARE * mean:
+        return math.sqrt(mean)
+    xp = array_namespace(k_y, k_x)
+    tiny = 1e-9 * mean  # at k = 0, where there is no direction, the mean
+    squared = (k_y * y1 + k_x * x1) ** 2 + (k_y * y2 + k_x * x2) ** 2
+    return xp.sqrt((squared + tiny * mean) / (k_y**2 + k_x**2 + tiny))
 
 
 def _sinc(x: Any) -> Any:
@@ -299,8 +284,7 @@ def overlap_function(
     0.0
     """
     xp = array_namespace(k_y, k_x, q_y, q_x)
-    width = math.hypot(*pixel_edges[0])
-    centre = aperture_fraction(k_y, k_x, cutoff=cutoff, width=width)
+    centre = _pixel_fraction(k_y, k_x, cutoff, pixel_edges)
     optics: dict[str, Any] = {"aberrations": aberrations, "wavelength": wavelength}
     re: Any = 0.0
     im: Any = 0.0
@@ -310,11 +294,15 @@ def overlap_function(
         blur: Any = 1.0
         for edge_y, edge_x in pixel_edges:
             blur = blur * _sinc((slope_y * edge_y + slope_x * edge_x) / 2)
-        weight = centre * aperture_fraction(k_y + step_y, k_x + step_x, cutoff=cutoff, width=width) * blur
+        weight = centre * _pixel_fraction(k_y + step_y, k_x + step_x, cutoff, pixel_edges) * blur
         # P*(k) P(k-q) = w exp(i d);  P(k) P*(k+q) = w exp(-i d);  Γ = i [first - second]
         re = re - weight * xp.sin(difference)
         im = im - sign * weight * xp.cos(difference)
     return re, im
+
+
+def _pixel_fraction(k_y: Any, k_x: Any, cutoff: float, pixel_edges: Any) -> Any:
+    return aperture_fraction(k_y, k_x, cutoff=cutoff, width=pixel_width(k_y, k_x, pixel_edges=pixel_edges))
 
 
 def _phase_difference(

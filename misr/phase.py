@@ -86,9 +86,8 @@ def projected_phase(
         thermal_sigma_A=sigma,
     )  # fmt: skip
     pixel = (size[0] / shape[0], size[1] / shape[1])
-    return image_from_array(
-        values, pixel_A=pixel, attrs={"energy_eV": float(energy_eV), "periodic": 1, "history": history}
-    )
+    attrs = {"energy_eV": float(energy_eV), "period_A": list(map(float, size)), "history": history}
+    return image_from_array(values, pixel_A=pixel, attrs=attrs)
 
 
 def projected_potential(

@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history, describe_rng
 from misr.aberrations import aberrations_of
-from misr.cube import validate_cube
+from misr.cube import is_periodic, validate_cube
 from misr.dose import split_counts
 from misr.fusion import fuse_linear
+from misr.fusion.linear import whole_counts
 from misr.resolution import fourier_ring_correlation, frc_resolution
 from misr.views import synthesize_views
 
@@ -22,7 +22,7 @@ __all__ = ["half_map_frc", "super_resolve"]
 
 _LOG = logging.getLogger(__name__)
 _MODELS = ("default", "linear")
-_CHI2_SUSPECT = 1.5  # counting statistics give 1 within a few thousandths for the numbers of views and positions in use
+CHI2_SUSPECT = 1.2  # counting statistics give 1 within a few thousandths for the numbers of views and positions in use
 
 
 def super_resolve(
@@ -103,7 +103,7 @@ def super_resolve(
     result.attrs["history"] = append_history(
         result.attrs, "super_resolve", model="linear", n_views=views.sizes["view"], rng=describe_rng(rng)
     )
-    if result.attrs["chi2"] > _CHI2_SUSPECT:
+    if result.attrs["chi2"] > CHI2_SUSPECT:
         warnings.warn(
             f"the weak-phase model leaves {result.attrs['chi2']:.1f} times the counting noise unexplained (strong or "
             "thick specimen, wrong aberrations, or counts that are not electrons): both half maps share that error, so "
@@ -111,7 +111,7 @@ def super_resolve(
             UserWarning,
             stacklevel=2,
         )
-    if not _whole_counts(views):
+    if not whole_counts(views):
         warnings.warn(
             "the counts are not whole electrons, so they cannot be split in independent halves: no FRC, no resolution",
             UserWarning,
@@ -120,6 +120,7 @@ def super_resolve(
         return result
     frc = half_map_frc(views, upsample=upsample, ring_width=ring_width, rng=rng, device=device)
     resolution = frc_resolution(frc)
+    resolution.attrs["history"] = append_history(frc.attrs, "frc_resolution", threshold="half-bit")
     result.attrs["resolution_A"] = float(resolution)
     result.attrs["resolution_status"] = resolution.attrs["status"]
     return result.assign(frc=frc, resolution=resolution)
@@ -178,11 +179,7 @@ def half_map_frc(
             return fuse_linear(half, upsample=upsample, device=device)["phase"]
 
     first, second = (fuse(half) for half in split_counts(views, rng=rng))
-    window = None if views.attrs.get("periodic") else "hann"
+    window = None if is_periodic(views) else "hann"
     frc = fourier_ring_correlation(first, second, ring_width=ring_width, window=window)
     frc.attrs["kind"] = "half-map"
     return frc
-
-
-def _whole_counts(views: xr.DataArray) -> bool:
-    return views.dtype.kind in "ui" or bool(np.array_equal(views.values, np.rint(views.values)))

@@ -31,7 +31,7 @@ from misr.resample import resample_like, sample_at
 __all__ = ["reconstruct_parallax", "reconstruct_ptychography"]
 
 _FIT_PADDING = 32  # py4DSTEM's own, scan pixels
-_CARRIED = ("energy_eV", "semiangle_mrad", "dose_e_per_A2")
+_CARRIED = ("energy_eV", "semiangle_mrad", "dose_e_per_A2", "period_A")
 _OWN_PARALLAX = {
     "dp_mask": "attrs['semiangle_mrad']",
     "force_rotation_angle_deg": "rotation_deg",
@@ -114,7 +114,7 @@ def reconstruct_parallax(
     Traceback (most recent call last):
         ...
     ValueError: no aberrations are given and the cube has none in its attrs: pass aberrations={'C10': ...} (Å, \
-= -defocus), or those that misr.fit_aberrations(cube) finds
+= -defocus), or set them with misr.with_aberrations(cube, {'C10': ...})
     """
     _refuse(preprocess_options, _OWN_PARALLAX, "preprocess_options")
     setup = setup_of(cube, aberrations, rotation_deg, required=not fit)
@@ -285,7 +285,10 @@ def reconstruct_ptychography(
     image = image if like is None else resample_like(image, like)
     if not return_probe:
         return image
-    return xr.Dataset({"phase": image, "probe": setup.label_probe(ptycho._probe)}, attrs=image.attrs)
+    shared = {name: value for name, value in image.attrs.items() if name != "units"}
+    probe = setup.label_probe(ptycho._probe)
+    probe.attrs = shared | probe.attrs
+    return xr.Dataset({"phase": image, "probe": probe}, attrs=shared)
 
 
 def _parallax_image(parallax: Any, shifts_A: np.ndarray, cube: xr.DataArray, factor: int) -> xr.DataArray:

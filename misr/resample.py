@@ -48,8 +48,14 @@ def phase_on_grid(phase: xr.DataArray, *, like: xr.DataArray) -> xr.DataArray:
     result = (basis[0] @ spectrum @ basis[1].T).real
     coords = {dim: like[dim] for dim in ("y", "x")}
     image = xr.DataArray(result, dims=("y", "x"), coords=coords, name=phase.name, attrs=dict(phase.attrs))
-    image.attrs["history"] = append_history(phase.attrs, "phase_on_grid", shape=list(result.shape))
+    image.attrs["history"] = append_history(phase.attrs, "phase_on_grid", **_grid(image))
     return image
+
+
+def _grid(image: xr.DataArray) -> dict[str, list[float]]:
+    """What the history says of a grid: shape, and the first and last pixel, Å."""
+    corners = {f"{dim}_A": [float(image[dim][0]), float(image[dim][-1])] for dim in ("y", "x")}
+    return {"shape": list(image.shape), **corners}
 
 
 def _evaluate(phase: xr.DataArray, like: xr.DataArray, dim: str) -> np.ndarray:
@@ -123,7 +129,9 @@ def resample_like(image: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
         indices.append(index)
     result = sample_at(values, *np.meshgrid(*indices, indexing="ij"))
     coords = {dim: like[dim] for dim in ("y", "x")}
-    return xr.DataArray(result, dims=("y", "x"), coords=coords, name=image.name, attrs=dict(image.attrs))
+    resampled = xr.DataArray(result, dims=("y", "x"), coords=coords, name=image.name, attrs=dict(image.attrs))
+    resampled.attrs["history"] = append_history(image.attrs, "resample_like", **_grid(resampled))
+    return resampled
 
 
 def sample_at(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

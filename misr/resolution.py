@@ -172,13 +172,16 @@ def frc_threshold(kind: str | float, n: Any) -> Any:
     Raises
     ------
     ValueError
-        For an unknown kind, or a number outside 0 to 1.
+        For an unknown kind, a number outside 0 to 1, or rings without values.
 
     Examples
     --------
     >>> round(float(frc_threshold("half-bit", 112)), 4), round(float(frc_threshold("1-bit", 112)), 4)
     (0.2997, 0.4457)
     """
+    n = np.asarray(n, dtype=float)
+    if np.any(n <= 0):
+        raise ValueError(f"n={n.min():g} independent values: expected positive numbers")
     if isinstance(kind, str):
         if kind not in _THRESHOLDS:
             raise ValueError(f"threshold {kind!r} must be one of {sorted(_THRESHOLDS)} or a number such as 0.5")

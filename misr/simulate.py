@@ -16,8 +16,9 @@ import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history
-from misr.cube import cube_from_array, image_from_array
-from misr.optics import electron_wavelength, interaction_parameter, polar_aberrations, rotate
+from misr.aberrations import polar_aberrations
+from misr.cube import cube_from_array, image_from_array, scan_step
+from misr.optics import electron_wavelength, interaction_parameter, rotate
 from misr.phase import cell_sides, check_positive, projected_potential, thermal_width
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def simulate_cube(
     slice_thickness_A : float, default 5
         At most this much matter per slice, Å.
     potential_sampling_A : float, optional
-        At most this pixel of the potential, Å; when not given it is just fine enough for the detector (0.32 Å for
-        20 mrad at 300 kV).
+        At most this pixel of the potential, Å; when not given it is just fine enough for the detector and for twice
+        the semi-angle, whichever is more (0.32 Å for 20 mrad at 300 kV).
     thermal_sigma_A : float or None, default 0.08
         Root mean square thermal displacement along one axis, Å: atoms are smeared by it (Debye-Waller factor).
     progress : bool, default True
@@ -98,7 +99,7 @@ def simulate_cube(
     xarray.Dataset
         ``counts`` ``("scan_y", "scan_x", "det_y", "det_x")``: float32 expected electrons at 1 e/Å², so that a
         pattern sums to step_y · step_x times the fraction of electrons within the detector (scan in Å from 0,
-        detector in mrad from the optic axis, ``attrs["periodic"] = 1``). ``phase`` ``("y", "x")``: projected
+        detector in mrad from the optic axis, ``attrs["period_A"]``, the cell). ``phase`` ``("y", "x")``: projected
         phase in rad, as `projected_phase`, on the simulation's grid.
 
     Raises
@@ -110,8 +111,9 @@ def simulate_cube(
 
     Notes
     -----
-    Scattering past the detector's half-width is followed no further, so its corners are dark. With
-    two cores a 64 Å cell, 30 Å thick, takes about 3 s, and a 128 Å cell (64 x 64 probes) about a minute.
+    Scattering is followed to the detector's half-width, and to twice the semi-angle at least: the bright field
+    holds object frequencies up to 2α/λ. Past that it is dropped, so a wide detector's corners are dark. With two
+    cores a 64 Å cell, 30 Å thick, takes about 3 s, and a 128 Å cell (64 x 64 probes) about a minute.
 
     Examples
     --------
@@ -130,7 +132,8 @@ def simulate_cube(
     native = tuple(1e3 * electron_wavelength(energy_eV) / length for length in size)
     _check_angles(semiangle_mrad, half_width, det_pixels, native)
     axes = _detector_axes(native, rotation_deg, half_width, int(det_pixels), semiangle_mrad)
-    edge = max((pixels * bins + 1) * step / 2 for pixels, bins, step in axes)
+    # object frequencies up to 2α/λ beat into the bright field, however small the detector
+    edge = max(2 * semiangle_mrad, *((pixels * bins + 1) * step / 2 for pixels, bins, step in axes))
     gpts = _grid(size, energy_eV, edge, potential_sampling_A)
     scan = _scan_shape(size, scan_step_A)
     slices, thickness = _slices(atoms, size, gpts, slice_thickness_A, sigma)
@@ -150,7 +153,7 @@ def simulate_cube(
     )
     for name, angles in zip(("det_y", "det_x"), detector.angles, strict=True):
         counts = counts.assign_coords({name: (name, angles, {"units": "mrad"})})
-    counts.attrs["periodic"] = 1
+    counts.attrs["period_A"] = [float(scan_step(counts)[i] * counts.shape[i]) for i in range(2)]
     counts.attrs["history"] = append_history(
         {}, "simulate_cube", atoms=atoms.get_chemical_formula(), aberrations=polar, **arguments
     )
@@ -197,8 +200,8 @@ def _grid(size: tuple[float, float], energy_eV: float, edge: float, sampling: fl
     check_positive(potential_sampling_A=sampling)
     if sampling > coarsest * (1 + 1e-9):
         raise ValueError(
-            f"potential_sampling_A={sampling:g} is too coarse for angles up to {edge:.3g} mrad: give {coarsest:.3g} "
-            "or less, or lower det_max_mrad"
+            f"potential_sampling_A={sampling:g} is too coarse for angles up to {edge:.3g} mrad (the detector's edge "
+            f"or twice the semi-angle, whichever is more): give at most {math.floor(1e4 * coarsest) / 1e4:g}, or none"
         )
     return next_fast_len(math.ceil(size[0] / sampling)), next_fast_len(math.ceil(size[1] / sampling))
 

@@ -24,6 +24,8 @@ __all__ = ["amorphous_atoms", "crystalline_atoms", "semicrystalline_atoms"]
 _DALTON_PER_A3 = 0.602214076  # 1 g/cm³ in Da/Å³
 _DENSEST = 0.33  # volume fraction of spheres: random sequential addition jams at 0.38
 _MOST_ROUNDS = 400
+_NEAR = 0.1  # a square field may be this much off the wanted one
+_MOST_STRAIN = 0.01
 
 
 def amorphous_atoms(
@@ -89,13 +91,14 @@ def semicrystalline_atoms(
     matrix: str | Mapping[str, float] = "silica",
     density_g_cm3: float | None = None,
     orientation: str = "zone",
+    place: str = "random",
     min_distance_A: float = 1.4,
     rng: Any = None,
 ) -> Atoms:
     """A crystallite in amorphous matter: by default the zeolite LTA in silica glass.
 
-    The crystallite is a cylinder through the whole slab, at a random place. No matrix atom lies in it, or closer
-    to one of its atoms than the minimum distance.
+    The crystallite is a cylinder through the whole slab. No matrix atom lies in it, or closer to one of its atoms
+    than the minimum distance.
 
     Parameters
     ----------
@@ -114,6 +117,9 @@ def semicrystalline_atoms(
     orientation : {"zone", "random"}
         ``"zone"``: the crystal's c axis along the beam, turned about it by a random angle; ``"random"``: any
         direction.
+    place : {"random", "centre"}
+        Where in the field: ``"random"`` may wrap over its borders, as the field is periodic. One seed makes the same
+        crystallite in either place.
     min_distance_A : float, default 1.4
         Between atoms of the matrix, and between these and the crystal's.
     rng : None, int or numpy.random.Generator
@@ -136,6 +142,8 @@ def semicrystalline_atoms(
     >>> atoms.arrays["crystallite"].any(), atoms.arrays["crystallite"].all()
     (True, False)
     """
+    if place not in ("random", "centre"):
+        raise ValueError(f"unknown place {place!r}: expected 'random' or 'centre'")
     generator = np.random.default_rng(rng)
     lengths = _box(field_A, thickness_A)
     shortest = float(lengths[:2].min())
@@ -150,7 +158,8 @@ def semicrystalline_atoms(
         min_distance_A=min_distance_A,
         rng=generator,
     )
-    centre = generator.random(2) * lengths[:2]
+    fraction = generator.random(2)  # drawn in any case, so that the place changes nothing else
+    centre = lengths[:2] * (0.5 if place == "centre" else fraction)
     grain = _grain(unit_cell(crystal), diameter / 2, float(lengths[2]), orientation, generator)
     grain.positions[:, :2] = (grain.positions[:, :2] + centre) % lengths[:2]
     glass = glass[_outside(glass.positions, grain.positions, lengths, centre, diameter / 2, min_distance_A)]
@@ -167,13 +176,15 @@ def crystalline_atoms(
     field_A: float | tuple[float, float] = 64.0,
     thickness_A: float | None = None,
     vacancies: float = 0.0,
+    square: bool = False,
     rng: Any = None,
 ) -> Atoms:
     """A single crystal along its c axis, repeated to about the wanted field.
 
     The field of a periodic crystal is a whole number of unit cells: each side is the nearest such length to the
     wanted one, so the field differs a little from it and need not be square. Read it from
-    ``atoms.cell.lengths()``, which is in ``(x, y, z)``.
+    ``atoms.cell.lengths()``, which is in ``(x, y, z)``. A field that is not square gives scan steps and detector
+    pixels that are not, which the references (py4DSTEM) refuse: for them ask for ``square=True``.
 
     Parameters
     ----------
@@ -185,24 +196,32 @@ def crystalline_atoms(
         About this thickness, Å, at least one layer; when not given a monolayer of MoS₂, 24 Å of the others.
     vacancies : float, default 0
         Fraction of the anions (S, O, Br) taken away at random; the number is rounded.
+    square : bool, default False
+        Strain the crystal to an exactly square field of the same area, that of the least strain within 10 % (or half
+        a unit cell) of the wanted one. Only MoS₂ needs strain: 0.52 % at 40 Å (a field of 38.1 Å), 0.14 % at 64 Å
+        (60.1 Å); stretched along one axis, squeezed along the other.
     rng : None, int or numpy.random.Generator
         Seed (SPEC 7), used for the vacancies alone.
 
     Returns
     -------
     ase.Atoms
-        Orthogonal periodic cell.
+        Orthogonal periodic cell. ``atoms.info["strain_y"]`` and ``["strain_x"]`` are the strains, 0 unless ``square``.
 
     Raises
     ------
     ValueError
-        For an unknown name, sizes that are not positive, or a fraction outside 0 to 1.
+        For an unknown name, sizes that are not positive, a fraction outside 0 to 1, or no square field near the
+        wanted one with a strain of 1 % or less.
 
     Examples
     --------
     >>> sheet = crystalline_atoms("MoS2", field_A=20, vacancies=0.05, rng=0)
     >>> sheet.get_chemical_formula(), sheet.cell.lengths().round(2).tolist()
     ('Mo48S91', [18.96, 21.9, 6.15])
+    >>> sheet = crystalline_atoms("MoS2", field_A=40, square=True)
+    >>> sheet.cell.lengths().round(2).tolist(), round(sheet.info["strain_x"], 4), round(sheet.info["strain_y"], 4)
+    ([38.12, 38.12, 6.15], 0.0052, -0.0051)
     """
     if not 0 <= vacancies <= 1:
         raise ValueError(f"vacancies={vacancies} must be a fraction between 0 and 1")
@@ -212,10 +231,17 @@ def crystalline_atoms(
     cell = unit.cell.lengths()
     layer = cell[2] / crystal.layers
     n_layers = max(1, round(lengths[2] / layer))
-    n_x, n_y = (max(1, round(length / side)) for length, side in zip(lengths[:2], cell[:2], strict=True))
+    if square:
+        n_x, n_y = _square_repeats(name, lengths, cell)
+    else:
+        n_x, n_y = (max(1, round(length / side)) for length, side in zip(lengths[:2], cell[:2], strict=True))
     atoms = unit.repeat((n_x, n_y, math.ceil(n_layers / crystal.layers)))
     atoms = atoms[atoms.positions[:, 2] < n_layers * layer - 1e-6]
-    atoms.set_cell([n_x * cell[0], n_y * cell[1], n_layers * layer])
+    own = np.array([n_x, n_y]) * cell[:2]
+    sides = np.full(2, math.sqrt(own[0] * own[1])) if square else own
+    atoms.positions[:, :2] *= sides / own
+    atoms.set_cell([*sides, n_layers * layer])
+    atoms.info["strain_x"], atoms.info["strain_y"] = (sides / own - 1).tolist()
     candidates = np.flatnonzero(np.asarray(atoms.get_chemical_symbols()) == crystal.vacancy)
     missing = np.random.default_rng(rng).choice(candidates, round(vacancies * len(candidates)), replace=False)
     return atoms[np.setdiff1d(np.arange(len(atoms)), missing)]
@@ -228,6 +254,27 @@ def _box(field_A: float | tuple[float, float], thickness_A: float) -> np.ndarray
     if not (np.all(np.isfinite(lengths)) and np.all(lengths > 0)):
         raise ValueError(f"field_A={field_A} and thickness_A={thickness_A} must be positive lengths in Å")
     return lengths
+
+
+def _square_repeats(name: str, lengths: np.ndarray, cell: np.ndarray) -> tuple[int, int]:
+    """Repeats (x, y) of the least strain to a square among those near the wanted field, the nearest if equal."""
+    wanted = float(lengths[0])
+    if lengths[1] != wanted:
+        raise ValueError(f"square=True with field_A={(float(lengths[1]), wanted)}: give one length, e.g. {wanted:g}")
+    n_x, n_y = np.meshgrid(*(np.arange(1, math.ceil(2 * wanted / side) + 20) for side in cell[:2]))
+    side = np.sqrt(n_x * cell[0] * n_y * cell[1])
+    strain = np.abs(np.log(n_x * cell[0] / (n_y * cell[1]))) / 2
+    reach = max(_NEAR * wanted, float(cell[:2].max()) / 2)
+    fit = (np.abs(side - wanted) <= reach) & (strain <= _MOST_STRAIN)
+    if not fit.any():
+        squares = np.unique(side[strain <= _MOST_STRAIN].round(1))
+        nearest = squares[np.argsort(np.abs(squares - wanted))[:2]]
+        raise ValueError(
+            f"{name} has no square field near {wanted:g} Å with a strain of {_MOST_STRAIN:.0%} or less: give "
+            f"field_A={' or '.join(f'{one:g}' for one in sorted(nearest))}, or square=False"
+        )
+    best = min(zip(*np.nonzero(fit), strict=True), key=lambda at: (round(strain[at], 6), abs(side[at] - wanted)))
+    return int(n_x[best]), int(n_y[best])
 
 
 def _draw_symbols(matter: Matter, volume: float, generator: np.random.Generator) -> list[str]:

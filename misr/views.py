@@ -48,7 +48,9 @@ def synthesize_views(
     Raises
     ------
     ValueError
-        If the cube is not valid, no disk is found, or ``n_views`` is out of range.
+        If the cube is not valid, no disk is found, counts are negative or NaN, or ``n_views`` is out of range.
+    TypeError
+        If ``n_views`` is not a whole number.
 
     Examples
     --------
@@ -88,6 +90,8 @@ def _group_pixels(y: np.ndarray, x: np.ndarray, n_views: int | None) -> np.ndarr
     """Label of each pixel: itself, or its cell of a centroidal Voronoi tessellation of the disk."""
     if n_views is None or n_views == y.size:
         return np.arange(y.size)
+    if isinstance(n_views, bool) or not isinstance(n_views, int | np.integer):
+        raise TypeError(f"n_views={n_views!r} must be a whole number, or None for every bright-field pixel")
     if not 1 <= n_views <= y.size:
         raise ValueError(f"n_views={n_views} must lie between 1 and the {y.size} bright-field pixels")
     from scipy.cluster.vq import kmeans2
@@ -121,15 +125,20 @@ def _sum_groups(cube: xr.DataArray, pixels: np.ndarray, labels: np.ndarray) -> x
     n_views = int(labels.max()) + 1
     single = n_views == pixels.size
     dtype = cube.dtype if single else np.dtype(np.float32 if cube.dtype.kind == "f" else np.uint32)
-    n_detector = cube.sizes["det_y"] * cube.sizes["det_x"]
-    gather = sparse.csr_matrix(
-        (np.ones(pixels.size, dtype=dtype), (pixels, labels)), shape=(n_detector, n_views), dtype=dtype
-    )
+    gather = sparse.csr_matrix((np.ones(pixels.size, dtype=dtype), (labels, np.arange(pixels.size))))
 
     def sum_block(block: np.ndarray) -> np.ndarray:
-        flat = np.ascontiguousarray(block).reshape(-1, n_detector)
-        summed = flat[:, pixels] if single else (gather.T @ flat.T.astype(dtype, copy=False)).T
-        return summed.reshape(*block.shape[:2], n_views)
+        result = np.empty((*block.shape[:2], n_views), dtype=dtype)
+        # row by row: the copy of the bright-field pixels stays small beside the block
+        for row, patterns in zip(result, block, strict=True):
+            chosen = patterns.reshape(len(patterns), -1)[:, pixels]
+            if chosen.dtype.kind in "if" and chosen.size and not chosen.min() >= 0:
+                raise ValueError(
+                    "counts are negative or NaN in the bright-field disk: mask dead pixels, subtract less background, "
+                    "or clip at 0 (misr.validate_cube says more)"
+                )
+            row[:] = chosen if single else (gather @ chosen.T.astype(dtype, copy=False)).T
+        return result
 
     if is_lazy(cube):
         cube = cube.chunk(det_y=-1, det_x=-1)

@@ -88,7 +88,7 @@ def phase_object_cube(
         # bins of native pixels -h b … h b - 1: the pixel centres lie half a native pixel off for even bins
         native = keep[axis].reshape(-1, det_bin).mean(axis=1) * det_step[axis] / det_bin
         cube = cube.assign_coords({name: (name, native, {"units": "mrad"})})
-    cube.attrs["periodic"] = 1
+    cube.attrs["period_A"] = [step[i] * cube.shape[i] for i in range(2)]
     truth = xr.DataArray(
         phase,
         dims=("y", "x"),

@@ -7,10 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 from phase_object import bandlimited_phase, phase_object_cube
 
 import misr
 from misr.cli import main
+from misr.cube import image_from_array
+from misr.figures import image_figure, resolution_words
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,8 @@ def test_run_writes_what_super_resolve_returns(scan, tmp_path, capsys):
     result = misr.read_result(target)
     direct = misr.super_resolve(misr.read_cube(scan), rng=3)
     np.testing.assert_allclose(result.phase, direct.phase)
-    assert f"{float(direct.resolution):.3g} Å" in out
+    assert resolution_words(direct.resolution) in out
+    assert f"{float(direct.resolution):.2f} Å" in out
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
@@ -77,6 +82,96 @@ def test_bad_input_is_answered_not_raised(arguments, said, capsys, tmp_path):
     captured = capsys.readouterr()
     assert said in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (["-o", "{tmp}/image.tif"], ".nc, .zarr or .zarr.zip"),
+        (["-o", "{tmp}/nowhere/image.nc"], "there is no folder"),
+        (["-o", "{tmp}/folder.nc"], "is a folder"),
+        (["-o", "{tmp}/image.nc", "--png", "{tmp}/image.foo"], "'png'"),
+        (["-o", "{tmp}/image.nc", "--png", "{tmp}/image"], ".png"),
+        (["-o", "{tmp}/image.nc", "--png", "{tmp}/nowhere/image.png"], "there is no folder"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(scan, outputs, said, capsys, tmp_path, monkeypatch):
+    def worked(*_, **__):
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("misr.pipeline.super_resolve", worked)
+    monkeypatch.setattr("misr.io.read_cube", worked)
+    (tmp_path / "folder.nc").mkdir()
+    assert main(["run", str(scan), *(text.format(tmp=tmp_path) for text in outputs)]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.nc"]
+
+
+@pytest.mark.parametrize("text", ["two", "1.5", "0", "-2"])
+def test_upsample_says_what_it_takes(text, scan, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", str(scan), "-o", "x.nc", f"--upsample={text}"])
+    assert stop.value.code == 2
+    assert f"must be 'auto' or a whole number, at least 1, not '{text}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [np.linalg.LinAlgError("singular"), torch.linalg.LinAlgError("singular"), MemoryError(), ZeroDivisionError("0")],
+)
+def test_failures_of_the_work_are_answered(error, scan, capsys, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("misr.pipeline.super_resolve", fail)
+    assert main(["run", str(scan), "-o", str(tmp_path / "image.nc")]) == 2
+    err = capsys.readouterr().err
+    assert err.strip() == f"misr: {str(error) or type(error).__name__}"
+
+
+def made_result(value, status, **attrs):
+    frequency = [0.1, 0.2, 0.3]
+    frc = xr.DataArray([0.9, 0.5, 0.1], dims="frequency", coords={"frequency": frequency})
+    frc = frc.assign_coords(n_independent=("frequency", [20.0, 40.0, 60.0]))
+    image = image_from_array(np.arange(64.0).reshape(8, 8), pixel_A=(1, 1))
+    resolution = xr.DataArray(value, attrs={"units": "Å", "status": status})
+    return xr.Dataset({"phase": image, "frc": frc, "resolution": resolution}, attrs=attrs)
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "words"),
+    [
+        (1.853, "crossed", "resolution 1.85 Å"),
+        (1.0, "sampling-limited", "resolution ≤ 1.00 Å: at least as fine as the sampling"),
+        (np.inf, "unresolved", "nothing resolved"),
+    ],
+)
+def test_resolution_is_worded_alike_everywhere(value, status, words, scan, capsys, tmp_path, monkeypatch):
+    result = made_result(value, status)
+    monkeypatch.setattr("misr.pipeline.super_resolve", lambda *_, **__: result)
+    assert main(["run", str(scan), "-o", str(tmp_path / "image.nc")]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == f"{words} (half-map FRC, half-bit)"
+    assert "inf" not in out
+    assert image_figure(result).axes[1].get_title() == words
+
+
+def test_picture_warns_of_a_model_that_does_not_hold():
+    titles = [image_figure(made_result(2.0, "crossed", chi2=chi2)).axes[0].get_title() for chi2 in (1.02, 3.21)]
+    assert titles == ["", "weak-phase model leaves 3.2× the noise unexplained"]
+
+
+def test_failed_picture_leaves_the_old_one(scan, tmp_path, monkeypatch):
+    picture = tmp_path / "image.png"
+    picture.write_bytes(b"old")
+    monkeypatch.setattr("misr.pipeline.super_resolve", lambda *_, **__: made_result(2.0, "crossed"))
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    assert main(["run", str(scan), "-o", str(tmp_path / "image.nc"), "--png", str(picture)]) == 2
+    assert picture.read_bytes() == b"old"
 
 
 def test_missing_calibration_is_asked_for_by_name(tmp_path, capsys):

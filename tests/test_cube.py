@@ -9,7 +9,7 @@ import xarray as xr
 
 import misr
 from misr.aberrations import aberrations_of, with_aberrations
-from misr.cube import CUBE_DIMS, image_from_array, is_lazy, scan_step
+from misr.cube import CUBE_DIMS, image_from_array, is_lazy, is_periodic, scan_step
 
 OPTIONS = {"scan_step_A": 2.0, "det_step_mrad": 2.0, "energy_eV": 300e3, "semiangle_mrad": 10.0}
 
@@ -208,3 +208,25 @@ def test_image_labels():
     assert image.x.values.tolist() == [2.0, 2.25]
     assert image.attrs == {"units": "rad", "method": "x"}
     assert image.x.attrs["units"] == "Å"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("rotation_deg", np.nan, "finite number"),
+        ("dose_e_per_A2", -5.0, "positive number"),
+        ("energy_eV", 300.0, "in eV, so 300 keV is 300e3"),
+    ],
+)
+def test_metadata_that_cannot_be(cube, name, value, said):
+    with pytest.raises(ValueError, match=said):
+        misr.validate_cube(cube.assign_attrs({name: value}))
+
+
+def test_periodic_only_while_it_covers_the_period(cube):
+    length = [2.0 * cube.sizes[dim] for dim in ("scan_y", "scan_x")]
+    wrapping = cube.assign_attrs(period_A=length)
+    assert is_periodic(wrapping)
+    assert is_periodic(wrapping.isel(scan_y=slice(None, None, 2)))
+    assert not is_periodic(wrapping.isel(scan_y=slice(1, None)))
+    assert not is_periodic(cube)

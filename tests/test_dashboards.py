@@ -87,7 +87,7 @@ def test_a_large_scan_is_cropped_and_no_longer_periodic(scan):
     state = ExploreState(large)
     assert state.cube.sizes["scan_y"] == 64
     assert float(state.cube.scan_y[0]) == 16.0
-    assert "periodic" not in state.cube.attrs
+    assert "period_A" not in state.cube.attrs
 
 
 def test_problems_are_shown_and_go_away(scan):

@@ -12,6 +12,9 @@ from phase_object import as_sampled, at_dose, atoms_phase, phase_object_cube, qu
 
 import misr
 
+# noise-free counts are meant here
+pytestmark = pytest.mark.filterwarnings("ignore:the counts scatter:UserWarning")
+
 SCAN_NYQUIST_A = 4.0
 NOISE_FREE = 1e8  # e/Å²: expected counts, not drawn ones; the dose only tells the prior how far to trust them
 
@@ -252,7 +255,6 @@ def test_cropped_field_agrees_inside(make_scan, method):
     cube, truth = make_scan("atoms", pixels=128, det_bin=4)
     clean = at_dose(cube, 1e4)
     field = clean.isel(scan_y=slice(3, 29), scan_x=slice(4, 28))
-    del field.attrs["periodic"]
 
     def fuse(scan):
         views = misr.synthesize_views(scan)
@@ -275,7 +277,7 @@ def test_border_does_not_ring(make_scan):
     cube, _ = make_scan("atoms", pixels=64, strength=1e-6)
     drift = 1 + 0.01 * (cube.scan_x / float(cube.scan_x[-1]) - 0.5)
     drifting = (cube * 1e4 * drift).transpose(*cube.dims).assign_attrs(cube.attrs, dose_e_per_A2=1e4)
-    del drifting.attrs["periodic"]
+    del drifting.attrs["period_A"]
     phase = misr.fuse_linear(misr.synthesize_views(drifting)).phase
     assert float(np.abs(phase).max()) < 0.1
 
@@ -352,8 +354,8 @@ class TestErrors:
 
     def test_empty_views(self, fuse, small_views):
         views = small_views.copy(data=small_views.values.copy())
-        views.values[3] = 0
-        with pytest.raises(ValueError, match=r"1 of \d+ views hold no electrons"):
+        views.values[:] = 0
+        with pytest.raises(ValueError, match="hold no electrons"):
             fuse(views)
 
     def test_counts_not_finite(self, fuse, small_views):

@@ -57,7 +57,9 @@ def test_dose_and_optics_stay_with_the_result(result):
 
 def test_result_survives_a_file(result, tmp_path):
     for item in (result, *result.data_vars.values(), *result.coords.values()):
-        assert all(isinstance(value, str | int | float) for value in item.attrs.values()), item.attrs
+        for value in item.attrs.values():
+            numbers = isinstance(value, list) and all(isinstance(number, int | float) for number in value)
+            assert numbers or isinstance(value, str | int | float), item.attrs
     result.to_netcdf(tmp_path / "result.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "result.nc", engine="h5netcdf") as again:
         xr.testing.assert_identical(again.load(), result)
@@ -98,6 +100,7 @@ def test_aberrations_by_argument(cube, result):
     np.testing.assert_allclose(misr.super_resolve(bare, aberrations={"defocus": 1500}, rng=0).phase, result.phase)
 
 
+@pytest.mark.filterwarnings("ignore:the counts scatter:UserWarning")
 def test_expected_counts_cannot_be_split(expected):
     with pytest.warns(UserWarning, match="not whole electrons.*no FRC, no resolution"):
         result = misr.super_resolve(at_dose(expected[0], 1e3), rng=0)
@@ -142,3 +145,79 @@ def test_half_maps_of_any_fusion(cube):
     assert float(frc.max()) > 0.5
     with pytest.raises(ValueError, match="not whole electrons"):
         half_map_frc(views * 0.3, rng=0)
+
+
+# --- data with faults ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def counted(make_scan):
+    expected, truth = make_scan("atoms", pixels=96, strength=0.1)
+    return misr.apply_dose(expected, 1000, rng=0), truth
+
+
+def test_lost_scan_rows_are_left_out_with_a_warning(counted):
+    cube, truth = counted
+    whole = misr.super_resolve(cube, rng=0)
+    dark = cube.copy(deep=True)
+    dark.values[5] = 0
+    dark.values[11, 3] *= 50
+    with pytest.warns(UserWarning, match=r"25 of 576 scan positions .*rows 5, 11.*left out"):
+        mended = misr.super_resolve(dark, rng=0)
+    assert float(mended.phase.std()) == pytest.approx(float(whole.phase.std()), rel=0.1)
+    assert mended.attrs["chi2"] == pytest.approx(1, abs=0.02)
+    assert xr.corr(mended.phase, truth.assign_coords(mended.phase.coords)) > 0.9 * float(
+        xr.corr(whole.phase, truth.assign_coords(whole.phase.coords))
+    )
+
+
+@pytest.mark.parametrize("dose", [0.1, 1.0, 3.0])
+def test_hardly_any_electrons_resolve_nothing_but_do_not_fail(make_scan, dose):
+    """Many views are empty then: they weigh nothing."""
+    expected, _ = make_scan("atoms", pixels=96)
+    result = misr.super_resolve(misr.apply_dose(expected, dose, rng=0), rng=0)
+    assert result.resolution.attrs["status"] == "unresolved"
+    assert bool(np.isfinite(result.phase).all())
+    assert result.attrs["chi2"] == pytest.approx(1, abs=0.05)
+
+
+def test_expected_counts_are_answered(make_scan):
+    expected, _ = make_scan("atoms", pixels=96)
+    with (
+        pytest.warns(UserWarning, match=r"scatter .* times less than electrons do.*apply_dose"),
+        pytest.warns(UserWarning, match="cannot be split"),
+    ):
+        misr.super_resolve(expected)
+
+
+@pytest.mark.parametrize("n_views", [None, 20])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_negative_counts_never_wrap_round(counted, n_views, dtype, lazy):
+    cube = counted[0].astype(dtype).assign_attrs(counted[0].attrs)
+    cube.values[4, 4] -= cube.values[4, 4].max() + 1
+    if lazy:
+        cube = cube.chunk(scan_y=6)
+    with pytest.raises(ValueError, match="negative"):
+        misr.super_resolve(cube, n_views=n_views)
+
+
+def test_nan_in_a_lazy_cube_is_answered(counted):
+    cube = counted[0].astype(float).assign_attrs(counted[0].attrs)
+    cube.values[7, 7, 30, 30] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        misr.super_resolve(cube.chunk(scan_y=6))
+
+
+def test_a_crop_of_a_periodic_scan_no_longer_wraps(counted):
+    crop = counted[0].isel(scan_y=slice(0, 15), scan_x=slice(0, 15))
+    bare = crop.assign_attrs({name: value for name, value in crop.attrs.items() if name != "period_A"})
+    xr.testing.assert_equal(misr.super_resolve(crop, rng=0), misr.super_resolve(bare, rng=0))
+
+
+def test_dask_finds_the_same_disk_at_low_dose(disk_cube):
+    """Off the middle, at 0.02 electrons per pixel, on more rows than are read for the disk."""
+    expected = disk_cube(0.02, shape=(64, 32), center=(0.4, -0.3), aberrations={"C10": -1500.0})
+    cube = misr.apply_dose(expected, float(expected.attrs["dose_e_per_A2"]), rng=0)
+    eager, lazy = misr.synthesize_views(cube), misr.synthesize_views(cube.chunk(scan_y=7))
+    xr.testing.assert_identical(lazy.compute(), eager)

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from misr._py4dstem import aberration_orders, turn_angles
+import misr
+from misr._py4dstem import aberration_orders, setup_of, turn_angles
 
 FRESH = """
 import sys, warnings
@@ -35,6 +36,36 @@ def test_warnings_are_left_as_they_were(call, unchanged):
     code = FRESH.format(call=call)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-2:] == ["True", str(unchanged)]
+
+
+def oblong_cube(**steps):
+    options = {"scan_step_A": 2, "det_step_mrad": (1, 0.5), "energy_eV": 3e5, "semiangle_mrad": 7} | steps
+    y, x = np.multiply.outer(np.broadcast_to(options["det_step_mrad"], 2), np.arange(32) - 15.5)
+    disk = np.broadcast_to(9 * (np.hypot(y[:, None], x) < 7), (4, 4, 32, 32))
+    return misr.cube_from_array(disk, **options)
+
+
+def test_oblong_detector_pixels_are_mended_as_the_error_says():
+    cube = oblong_cube()
+    with pytest.raises(ValueError, match=r"1 mrad along y and 0\.5 mrad along x: bin with cube\.coarsen") as raised:
+        misr.cube_to_py4dstem(cube)
+    assert "interp" not in str(raised.value)
+    binned = misr.cube_to_py4dstem(cube.coarsen(det_x=2).sum())
+    assert binned.data.shape == (4, 4, 32, 16)
+    assert binned.data.sum() == int(cube.sum())
+
+
+def test_oblong_scan_steps_are_named():
+    with pytest.raises(ValueError, match="3 Å along y and 2 Å along x: scan in equal steps"):
+        misr.cube_to_py4dstem(oblong_cube(scan_step_A=(3, 2), det_step_mrad=1))
+
+
+def test_missing_aberrations_are_asked_for_and_none_is_not_in_focus():
+    cube = oblong_cube(det_step_mrad=1.0)
+    with pytest.raises(ValueError, match=r"misr\.with_aberrations\(cube") as raised:
+        setup_of(cube, None, None, required=True)
+    assert all(hasattr(misr, name.split("(")[0]) for name in str(raised.value).split("misr.")[1:])
+    assert setup_of(cube, {}, None, required=True).polar == {"C10": 0.0}
 
 
 def test_angles_go_to_py4dstem_and_back():

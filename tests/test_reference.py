@@ -183,6 +183,12 @@ def test_attrs_say_what_was_done(cube):
     assert (last["iterations"], last["rng"], last["aberrations"]) == (2, 5, {"C10": -250.0})
 
 
+def test_in_focus_is_said_by_an_empty_mapping(cube):
+    image = reconstruct_ptychography(cube, aberrations={}, iterations=1, progress=False)
+    assert misr.aberrations_of(image) == {"C10": 0.0}
+    assert misr.cube_history(image)[-1]["aberrations"] == {"C10": 0.0}
+
+
 def test_rng_decides_the_batches(cube):
     first, again, other = (
         reconstruct_ptychography(cube, iterations=1, batch_size=50, rng=seed, progress=False) for seed in (1, 1, 2)
@@ -250,6 +256,11 @@ def test_complex_object_and_probe(cube):
     )
     assert np.abs(found_atoms(result.phase)).max() < 0.2
     probe = result.probe
+    assert (probe.attrs["units"], result.phase.attrs["units"]) == ("1", "rad")
+    assert "units" not in result.attrs
+    for array in (probe, result.phase, result):
+        assert (array.attrs["energy_eV"], array.attrs["C10_A"]) == (ENERGY, -250.0)
+        assert misr.cube_history(array)[-1]["operation"] == "reconstruct_ptychography"
     assert float((np.abs(probe) ** 2).sum()) == pytest.approx(1)
     intensity = np.abs(probe) ** 2
     for dim in probe.dims:  # centred on its own origin
@@ -289,13 +300,15 @@ def test_like_puts_it_on_another_grid(cube):
     assert image.shape == (50, 40)
     np.testing.assert_array_equal(image.x, like.x)
     assert image.attrs["method"] == "py4DSTEM parallax"
+    done = [line["operation"] for line in misr.cube_history(image)]
+    assert done == ["cube_from_array", "reconstruct_parallax", "resample_like"]
 
 
 def test_errors_say_what_to_do(cube):
     bare = cube.copy()
     bare.attrs = {name: value for name, value in cube.attrs.items() if name != "C10_A"}
     for reconstruct in (reconstruct_parallax, reconstruct_ptychography):
-        with pytest.raises(ValueError, match=r"no aberrations.*fit_aberrations"):
+        with pytest.raises(ValueError, match=r"no aberrations.*with_aberrations"):
             reconstruct(bare)
         with pytest.raises(ValueError, match="at least 4"):
             reconstruct(cube.isel(scan_y=slice(0, 3)))

@@ -23,7 +23,9 @@ def test_resampling_a_sum_of_waves_is_exact_and_band_limited(size):
 
     resampled = phase_on_grid(image((24, 20)), like=image(size))
     np.testing.assert_allclose(resampled, image(size, below=1.0), atol=1e-10)
-    assert cube_history(resampled)[-1]["operation"] == "phase_on_grid"
+    last = cube_history(resampled)[-1]
+    assert (last["operation"], last["shape"]) == ("phase_on_grid", list(size))
+    assert last["x_A"] == [0.0, pytest.approx(field[1] * (1 - 1 / size[1]))]
 
 
 def test_resampling_refuses_another_field():
@@ -42,6 +44,10 @@ def test_resample_like_keeps_waves_it_can_carry_and_drops_others():
     inner = {"y": slice(10, 36), "x": slice(10, 36)}
     truth = np.sin(slow * (coarse.x + 2 * coarse.y)).transpose("y", "x")
     np.testing.assert_allclose(resample_like(wave, coarse).sel(inner), truth.sel(inner), atol=0.02)
+    before, after = cube_history(wave), cube_history(resample_like(wave, coarse))
+    assert after[:-1] == before
+    line = {"operation": "resample_like", "shape": [46, 46], "y_A": [0.25, 45.25], "x_A": [0.75, 45.75]}
+    assert after[-1] == line
     aliasing = fine.copy(data=np.broadcast_to(np.cos(fast * fine.x), fine.shape))
     assert np.abs(resample_like(aliasing, coarse).sel(inner)).max() < 0.1
 

@@ -61,6 +61,12 @@ def test_unknown_threshold(kind):
         misr.frc_threshold(kind, 10.0)
 
 
+def test_threshold_takes_lists_and_refuses_empty_rings():
+    assert misr.frc_threshold("half-bit", [28, 112]).shape == (2,)
+    with pytest.raises(ValueError, match="expected positive"):
+        misr.frc_threshold("half-bit", [28, 0])
+
+
 # --- the curve -------------------------------------------------------------------------------------------------------
 
 shapes = st.tuples(st.integers(8, 40), st.integers(8, 40))

@@ -1,5 +1,6 @@
 """Simulated cubes against the theory of the weak phase object."""
 
+import re
 import subprocess
 import sys
 
@@ -10,11 +11,16 @@ import xarray as xr
 from ase import Atoms
 
 from misr.aberrations import aberrations_of
-from misr.cube import cube_history, scan_step, validate_cube
+from misr.cube import cube_history, detector_step, is_periodic, scan_step, validate_cube
 from misr.dose import apply_dose
+from misr.fusion import fuse_linear, shift_and_add
 from misr.optics import electron_wavelength, overlap_function, rotate
 from misr.phase import projected_phase
+from misr.resample import phase_on_grid
+from misr.resolution import fourier_ring_correlation, frc_resolution
 from misr.simulate import simulate_cube
+from misr.specimens import amorphous_atoms, crystalline_atoms
+from misr.views import synthesize_views
 
 ENERGY = 300e3
 SEMIANGLE = 10.0
@@ -129,8 +135,6 @@ def test_the_beam_is_pulled_towards_an_atom(rotation_deg):
 
 @pytest.fixture(scope="module")
 def default_scan():
-    from misr.specimens import amorphous_atoms
-
     atoms = amorphous_atoms(field_A=(24, 32), thickness_A=12, rng=1)
     return atoms, simulate_cube(atoms, aberrations={"defocus": 300, "C12": 20}, progress=False)
 
@@ -145,7 +149,7 @@ def test_the_cube_is_valid_and_says_what_it_is(default_scan):
         assert array.attrs["semiangle_mrad"] == 10.0
         assert array.attrs["dose_e_per_A2"] == 1.0
         assert array.attrs["rotation_deg"] == 0.0
-        assert array.attrs["periodic"] == 1
+        assert is_periodic(array)
         assert cube_history(array)[0]["operation"] == "simulate_cube"
         assert cube_history(array)[0]["semiangle_mrad"] == 10.0
     assert scan.counts.attrs["units"] == "electrons"
@@ -194,6 +198,55 @@ def test_simulated_phase_is_the_projected_phase(default_scan):
     truth = projected_phase(atoms, shape=scan.phase.shape)
     np.testing.assert_allclose(scan.phase, truth, atol=1e-5)
     xr.testing.assert_allclose(scan.phase.y, truth.y)
+
+
+@pytest.fixture(scope="module")
+def carbon():
+    return amorphous_atoms(field_A=48, thickness_A=20, composition="carbon", rng=0)
+
+
+@pytest.mark.parametrize("detector", [{"det_max_mrad": 12.0, "det_pixels": 24}, {}], ids=["bright field", "default"])
+def test_enough_electrons_show_more_than_the_scan_and_a_view(carbon, detector):
+    # the scan's Nyquist limit is 4 Å, an axial view's α/λ is 1.97 Å, that of all views 2α/λ is 0.98 Å
+    scan = simulate_cube(carbon, aberrations={"C10": -1500.0}, scan_step_A=2.0, progress=False, **detector)
+    views = apply_dose(synthesize_views(scan.counts), 1e8, rng=0)
+    for image in (fuse_linear(views).phase, shift_and_add(views)):
+        frc = fourier_ring_correlation(image, phase_on_grid(scan.phase, like=image), window=None)
+        resolution = frc_resolution(frc, 0.5)
+        assert resolution.attrs["status"] == "crossed"
+        assert float(resolution) < 1.3
+
+
+def test_a_narrow_detector_sees_the_same_bright_field(carbon):
+    # what falls beside the detector must not change what falls on it
+    wide, narrow = (
+        simulate_cube(
+            carbon, aberrations={"C10": -1500.0}, scan_step_A=6.0, det_max_mrad=half, det_pixels=pixels, progress=False
+        ).counts
+        for half, pixels in ((24.0, 48), (12.0, 24))
+    )
+    wide = wide.sel(det_y=narrow.det_y, det_x=narrow.det_x, method="nearest")
+    np.testing.assert_allclose(wide.det_y, narrow.det_y, atol=1e-9)
+    contrast = float((narrow - narrow.mean(("scan_y", "scan_x"))).std())
+    assert float(np.abs(wide.values - narrow.values).std()) < 0.005 * contrast
+
+
+def test_a_square_crystal_gives_square_pixels():
+    sheet = crystalline_atoms("MoS2", field_A=40, square=True)
+    counts = simulate_cube(sheet, det_max_mrad=12.0, det_pixels=40, progress=False).counts
+    for step in (scan_step(counts), detector_step(counts)):
+        assert step[0] == pytest.approx(step[1], rel=1e-9)
+
+
+def test_the_coarsest_sampling_it_advises_is_taken():
+    atoms = weak_atoms()
+    for half_width in (12.0, 20.0):
+        options = {"scan_step_A": 4.0, "det_pixels": 16, "det_max_mrad": half_width, "progress": False}
+        with pytest.raises(ValueError, match="too coarse") as caught:
+            simulate_cube(atoms, potential_sampling_A=0.4, **options)
+        advised = float(re.search(r"at most ([\d.]+)", str(caught.value))[1])
+        assert 0.3 < advised < 0.32
+        simulate_cube(atoms, potential_sampling_A=advised, **options)
 
 
 def test_bad_input_is_named():

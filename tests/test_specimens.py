@@ -108,6 +108,40 @@ def test_field_is_the_nearest_whole_number_of_cells():
     np.testing.assert_allclose(atoms.cell.lengths()[:2], [62, 40], atol=5.874 / 2)
 
 
+@pytest.mark.parametrize("name", ["MoS2", "zeolite", "perovskite"])
+@pytest.mark.parametrize("field", [40.0, 64.0])
+def test_square_fields_take_little_strain(name, field):
+    atoms, free = (crystalline_atoms(name, field_A=field, thickness_A=12, square=square) for square in (True, False))
+    x, y, z = atoms.cell.lengths()
+    assert x == y == pytest.approx(field, rel=0.12)
+    assert z == free.cell.lengths()[2]
+    strains = [atoms.info["strain_y"], atoms.info["strain_x"]]
+    assert np.abs(strains).max() < 0.01
+    assert (free.info["strain_y"], free.info["strain_x"]) == (0.0, 0.0)
+    if name == "MoS2":
+        assert strains[0] * strains[1] < 0
+        side = 3.1604 * (1 + strains[1])
+        assert x / side == pytest.approx(round(x / side), abs=1e-9)
+        assert y / (3.1604 * np.sqrt(3) * (1 + strains[0])) == pytest.approx(round(y / side / np.sqrt(3)), abs=1e-9)
+    else:
+        assert strains == [0.0, 0.0]
+    # the atoms go with the cell: the same density and bonds over its borders
+    assert density(atoms) == pytest.approx(density(free), rel=1e-6)
+    assert closest(atoms) == pytest.approx(closest(free), rel=0.01)
+
+
+def test_square_field_of_least_strain():
+    fields = {40.0: (12, 7), 64.0: (19, 11)}
+    for field, repeats in fields.items():
+        sides = np.array(repeats) * 3.1604 * [1, np.sqrt(3)]
+        sheet = crystalline_atoms("MoS2", field_A=field, square=True)
+        assert sheet.cell.lengths()[0] == pytest.approx(np.sqrt(np.prod(sides)))
+        assert len(sheet) == 6 * np.prod(repeats)
+    with pytest.raises(ValueError, match=r"field_A=22 or 38\.1,"):
+        crystalline_atoms("MoS2", field_A=30, square=True)
+    assert crystalline_atoms("MoS2", field_A=38.1, square=True).cell.lengths()[0] == pytest.approx(38.1, abs=0.05)
+
+
 @pytest.mark.parametrize(("thickness", "layers"), [(None, 1), (12.3, 2), (18.0, 3)])
 def test_layers_of_mos2(thickness, layers):
     atoms = crystalline_atoms("MoS2", field_A=20, thickness_A=thickness)
@@ -150,6 +184,21 @@ def test_crystallite_in_glass(orientation, seed):
     assert np.median(nearest) == pytest.approx(3.07, abs=0.1)
 
 
+def test_place_of_the_crystallite():
+    options = {"field_A": (40, 50), "thickness_A": 12, "crystallite_A": 30, "rng": 2}
+    central, elsewhere = (semicrystalline_atoms(place=place, **options) for place in ("centre", "random"))
+    assert central.info["crystallite_centre_A"] == (20.0, 25.0)
+    assert elsewhere.info["crystallite_centre_A"] != (20.0, 25.0)
+    grain = central[central.arrays["crystallite"]]
+    assert np.hypot(*(grain.positions[:, :2] - [25, 20]).T).max() <= 15
+    assert semicrystalline_atoms(**options) == elsewhere
+    y, x = elsewhere.info["crystallite_centre_A"]
+    other = elsewhere[elsewhere.arrays["crystallite"]]
+    assert other.symbols.formula == grain.symbols.formula
+    apart = (other.positions[:, :2] - grain.positions[:, :2] - [x - 25, y - 20]) / [50, 40]
+    np.testing.assert_allclose(apart, np.rint(apart), atol=1e-9)
+
+
 def test_bad_input_is_named():
     cases = [
         (amorphous_atoms, "unknown composition", {"composition": "jelly"}),
@@ -161,6 +210,8 @@ def test_bad_input_is_named():
         (semicrystalline_atoms, "unknown crystal", {"crystal": "sugar"}),
         (semicrystalline_atoms, "fit into the field", {"crystallite_A": 100.0}),
         (semicrystalline_atoms, "unknown orientation", {"orientation": "up", "field_A": 20}),
+        (semicrystalline_atoms, "unknown place", {"place": "left"}),
+        (crystalline_atoms, "one length", {"field_A": (40, 60), "square": True}),
         (crystalline_atoms, "unknown crystal", {"name": "sugar"}),
         (crystalline_atoms, "vacancies", {"vacancies": 1.5}),
     ]

@@ -185,6 +185,12 @@ def test_impossible_number_of_views(n_views):
         misr.synthesize_views(CUBE, n_views=n_views)
 
 
+@pytest.mark.parametrize("n_views", [9.5, "9", True])
+def test_number_of_views_that_is_no_whole_number(n_views):
+    with pytest.raises(TypeError, match="whole number"):
+        misr.synthesize_views(CUBE, n_views=n_views)
+
+
 def test_a_subset_of_views_still_fuses(make_views):
     views, _ = make_views("atoms", pixels=64, dose=1e8)
     half = views.isel(view=slice(None, None, 2))

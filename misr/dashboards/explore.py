@@ -46,6 +46,12 @@ def explore(cube: xr.DataArray | xr.Dataset | None = None) -> pn.viewable.Viewab
     ------
     ValueError
         If the cube is not valid, or its dose is unknown.
+
+    Examples
+    --------
+    >>> import panel as pn  # doctest: +SKIP
+    >>> pn.extension(inline=True)  # doctest: +SKIP
+    >>> explore()  # doctest: +SKIP
     """
     import panel as pn
 
@@ -78,6 +84,10 @@ def serve(
         Interface to listen on: this machine only by default.
     title : str
         Of the page.
+
+    Examples
+    --------
+    >>> serve(show=True)  # doctest: +SKIP
     """
     import panel as pn
 

@@ -11,7 +11,7 @@ import numpy as np
 import param
 import xarray as xr
 
-from misr.cube import validate_cube
+from misr.cube import is_periodic, validate_cube
 from misr.dose import apply_dose, split_counts, thin_counts
 from misr.fusion import fuse_linear, shift_and_add
 from misr.plot import resolution_text
@@ -38,12 +38,18 @@ def sample() -> xr.Dataset:
     -------
     xarray.Dataset
         ``counts`` (expected, at 1 e/Å²) and ``phase``, as `misr.simulate_cube`. Takes a few seconds.
+
+    Examples
+    --------
+    >>> scan = sample()
+    >>> scan.counts.sizes["scan_y"], scan.phase.attrs["units"]
+    (32, 'rad')
     """
     from misr.simulate import simulate_cube
     from misr.specimens import semicrystalline_atoms
 
     return simulate_cube(
-        semicrystalline_atoms(field_A=64.0, rng=1),
+        semicrystalline_atoms(field_A=64.0, place="centre", rng=1),
         aberrations={"C10": -1000.0},
         scan_step_A=2.0,
         det_max_mrad=12.0,
@@ -165,6 +171,17 @@ def picture(views: xr.DataArray, *, method: str) -> xr.DataArray:
     ------
     ValueError
         For an unknown method, or if the method cannot use the views.
+
+    Examples
+    --------
+    >>> import numpy as np, misr
+    >>> k = np.arange(16) - 7.5
+    >>> disk = np.hypot(*np.meshgrid(k, k)) < 5
+    >>> cube = misr.cube_from_array(np.broadcast_to(disk * 0.5, (8, 8, 16, 16)), scan_step_A=2, det_step_mrad=2,
+    ...                             energy_eV=3e5, semiangle_mrad=10, aberrations={"C10": -1000})
+    >>> views = misr.synthesize_views(misr.apply_dose(cube, 100, rng=0), n_views=7)
+    >>> picture(views, method="one raw view").sizes["x"], picture(views, method="linear fusion").attrs["units"]
+    (8, 'rad')
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {list(METHODS)}")
@@ -244,7 +261,7 @@ class ExploreState(param.Parameterized):
 
         def show_curves() -> Result:
             first, second = half_maps(found["views"], method=method, rng=self.seed)
-            window = None if self.cube.attrs.get("periodic") else "hann"
+            window = None if is_periodic(self.cube) else "hann"
             frc = fourier_ring_correlation(first, second, ring_width=width, window=window)
             return Result(found["image"], frc, self._against_truth(found["image"], width))
 
@@ -256,7 +273,7 @@ class ExploreState(param.Parameterized):
         from misr.resample import phase_on_grid
 
         truth = phase_on_grid(self.truth, like=image)
-        window = None if self.cube.attrs.get("periodic") else "hann"
+        window = None if is_periodic(self.cube) else "hann"
         return fourier_ring_correlation(image, truth, ring_width=ring_width, window=window)
 
     def update(self) -> None:
@@ -345,7 +362,7 @@ def _centre(cube: xr.DataArray) -> xr.DataArray:
     centre = cube.isel(crop)
     if centre.shape != cube.shape:
         # a part of a periodic scan does not wrap round
-        centre.attrs = {name: value for name, value in cube.attrs.items() if name != "periodic"}
+        centre.attrs = {name: value for name, value in cube.attrs.items() if name != "period_A"}
     return centre
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from misr.aberrations import aberrations_of
-from misr.cube import scan_step
+from misr.cube import is_periodic, scan_step
 from misr.optics import electron_wavelength, rotate
 
 __all__ = ["ScanGrid", "ViewGeometry", "choose_upsample", "scan_grid", "view_geometry"]
@@ -41,6 +41,7 @@ class ScanGrid:
     padded: tuple[int, int]
     step: tuple[float, float]
     upsample: int
+    kept: float = 1.0  # share of the scan positions that is used
 
     @property
     def fine(self) -> tuple[int, int]:
@@ -59,7 +60,7 @@ class ScanGrid:
     @property
     def n_effective(self) -> float:
         """Scan positions N that make ``1/(N n̄)`` the noise power of a mean-normalised, tapered transform."""
-        return (self.padded[0] * self.padded[1]) ** 2 / float((self.taper() ** 2).sum())
+        return (self.padded[0] * self.padded[1]) ** 2 / (self.kept * float((self.taper() ** 2).sum()))
 
 
 def view_geometry(views: xr.DataArray) -> ViewGeometry:
@@ -200,7 +201,7 @@ def scan_grid(views: xr.DataArray, *, upsample: int) -> ScanGrid:
 
     shape = views.sizes["scan_y"], views.sizes["scan_x"]
     step = scan_step(views)
-    if views.attrs.get("periodic"):
+    if is_periodic(views):
         return ScanGrid(shape=shape, pad=(0, 0), padded=shape, step=step, upsample=upsample)
     # the margin lets shifted views reach past the field's edge instead of wrapping round
     reach = (float(np.abs(views["shift_y"]).max()), float(np.abs(views["shift_x"]).max()))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from misr.fusion.geometry import ScanGrid, ViewGeometry
-from misr.optics import overlap_function
+from misr.optics import aperture_fraction, overlap_function, pixel_width
 
 __all__ = [
     "Frequencies",
@@ -83,18 +83,25 @@ def frequencies(grid: ScanGrid, *, cutoff: float, device: torch.device) -> Frequ
     return Frequencies(y, x, radius, index, torch.as_tensor(weight.ravel(), device=device))
 
 
-def spectra(counts: np.ndarray, *, grid: ScanGrid, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def spectra(
+    counts: np.ndarray, *, lost: np.ndarray, grid: ScanGrid, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Fourier coefficients of each view's contrast (counts/mean - 1), and the mean counts.
+
+    Lost scan positions and views without electrons have contrast 0; the latter's mean is 0 too, so they weigh nothing.
 
     Margins are filled by reflection that fades out, so that no step at the border rings into the field.
     """
-    mean = torch.as_tensor(counts.reshape(len(counts), -1).mean(axis=1, dtype=np.float64), device=device)
+    kept = ~lost
+    mean = torch.as_tensor(counts[:, kept].mean(axis=1, dtype=np.float64), device=device)
+    held = torch.as_tensor(kept, dtype=torch.float32, device=device)
     result = torch.empty((len(counts), grid.padded[0], grid.padded[1] // 2 + 1), dtype=torch.complex64, device=device)
     batch = max(1, _ENTRIES_AT_ONCE // (grid.padded[0] * grid.padded[1]))
     fade = torch.as_tensor(grid.taper(), dtype=torch.float32, device=device)
     for first in range(0, len(counts), batch):
         block = torch.as_tensor(counts[first : first + batch].astype(np.float32), device=device)
-        contrast = block / mean[first : first + batch, None, None].float() - 1
+        level = mean[first : first + batch, None, None].float()
+        contrast = torch.where(level > 0, block / level.clamp(min=1e-30) - 1, torch.zeros_like(block)) * held
         if grid.padded != grid.shape:
             contrast = _reflect(contrast, grid) * fade
         result[first : first + batch] = torch.fft.rfft2(contrast, norm="forward")
@@ -134,9 +141,7 @@ def group_overlap(
 
 def pixel_tensors(geometry: ViewGeometry, *, device: torch.device) -> dict[str, torch.Tensor]:
     """Pixel positions, their view, and the share of electrons each view receives."""
-    from misr.optics import aperture_fraction
-
-    width = float(np.hypot(*geometry.pixel_edges[0]))
+    width = pixel_width(geometry.pixel_y, geometry.pixel_x, pixel_edges=geometry.pixel_edges)
     inside = aperture_fraction(geometry.pixel_y, geometry.pixel_x, cutoff=geometry.cutoff, width=width)
     fraction = np.bincount(geometry.pixel_view, weights=inside, minlength=geometry.n_views)
     as_tensor: Any = lambda values: torch.as_tensor(values, dtype=torch.float32, device=device)  # noqa: E731

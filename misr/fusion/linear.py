@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,8 @@ __all__ = ["fuse_linear", "shift_and_add"]
 
 _NO_TRANSFER = 0.01  # of the strongest power transfer
 _CHI2_WITHIN_NOISE = 1.05  # below, the excess is not worth a second solve
-_FLOOR_ABOVE_NOISE = 3.0  # a ring's floor is taken for more than counting noise only when it is clearly above it
-_FLOOR_RINGS = 5.0  # it is smooth over frequency, and one ring alone tells it badly
+_CHI2_TOO_QUIET = 0.8  # electrons cannot scatter so little
+_LOST, _LOST_SIGMA = 0.2, 6.0  # of the median position's electrons, or the inverse; and as many standard deviations off
 
 
 def fuse_linear(views: xr.DataArray, *, upsample: int | str = "auto", device: str = "auto") -> xr.Dataset:
@@ -53,26 +55,43 @@ def fuse_linear(views: xr.DataArray, *, upsample: int | str = "auto", device: st
     ValueError
         For views without labels or aberrations, a bad ``upsample``, or counts that are not finite or all zero.
 
+    Warns
+    -----
+    UserWarning
+        If scan positions hold far too few or too many electrons (they are left out), or the counts scatter less than
+        electrons can.
+
     Examples
     --------
     >>> import numpy as np, misr
     >>> k = np.arange(16) - 7.5
     >>> disk = np.hypot(*np.meshgrid(k, k)) < 5
-    >>> flat = misr.cube_from_array(np.broadcast_to(disk * 9.0, (8, 8, 16, 16)), scan_step_A=2, det_step_mrad=2,
-    ...                             energy_eV=3e5, semiangle_mrad=10, aberrations={"C10": -1000})
-    >>> image = fuse_linear(misr.synthesize_views(flat), upsample=2)
-    >>> image.phase.shape, float(abs(image.phase).max()) < 1e-6
-    ((16, 16), True)
+    >>> flat = np.random.default_rng(0).poisson(disk * 9.0, (8, 8, 16, 16))
+    >>> cube = misr.cube_from_array(flat, scan_step_A=2, det_step_mrad=2, energy_eV=3e5, semiangle_mrad=10,
+    ...                             aberrations={"C10": -1000})
+    >>> image = fuse_linear(misr.synthesize_views(cube), upsample=2)
+    >>> image.phase.shape, round(image.chi2, 1)
+    ((16, 16), 1.0)
     """
     from misr.fusion import kernels
 
     geometry = view_geometry(views)
     grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=_step(views)))
     on = kernels.resolve_device(device)
-    transformed, mean = kernels.spectra(_counts(views), grid=grid, device=on)
+    counts = _counts(views)
+    lost = _lost_positions(counts)
+    grid = replace(grid, kept=1 - float(lost.mean()))
+    transformed, mean = kernels.spectra(counts, lost=lost, grid=grid, device=on)
     freq = kernels.frequencies(grid, cutoff=geometry.cutoff, device=on)
     equations = kernels.normal_equations(transformed, mean, geometry=geometry, freq=freq)
     posterior, chi2 = _regularised_solve(equations, transformed, mean, freq=freq, grid=grid, cutoff=geometry.cutoff)
+    if chi2 < _CHI2_TOO_QUIET:
+        warnings.warn(
+            f"the counts scatter {1 / max(chi2, 1e-9):.3g} times less than electrons do, and are smoothed as if they "
+            "were electrons: draw them with misr.apply_dose if they are expected, or divide by the detector's gain",
+            UserWarning,
+            stacklevel=2,
+        )
     phase = kernels.image_from_spectrum(posterior.mean, grid=grid, freq=freq)
     variance = float((freq.weight[:, None] * posterior.variance).sum())
     attrs = _image_attrs(views, "fuse_linear", grid) | {"chi2": chi2}
@@ -151,7 +170,10 @@ def shift_and_add(
     geometry = view_geometry(views)
     grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=_step(views)))
     on = kernels.resolve_device(device)
-    transformed, mean = kernels.spectra(_counts(views), grid=grid, device=on)
+    counts = _counts(views)
+    lost = _lost_positions(counts)
+    grid = replace(grid, kept=1 - float(lost.mean()))
+    transformed, mean = kernels.spectra(counts, lost=lost, grid=grid, device=on)
     shifts = np.column_stack((views["shift_y"].values, views["shift_x"].values))
     freq = kernels.frequencies(grid, cutoff=geometry.cutoff, device=on)
     summed = kernels.shifted_sum(transformed, mean, shifts=shifts, grid=grid, freq=freq)
@@ -192,8 +214,6 @@ def _alias_floor(summed: Any, transfer: Any, freq: Any) -> float:
 
 def _wiener(summed: Any, transfer: Any, *, noise: float, freq: Any, ring_width: float, cutoff: float) -> Any:
     """Wiener division with the object's power learnt per ring: the same solve with every alias on its own."""
-    from dataclasses import replace
-
     from misr.fusion import prior
     from misr.fusion.kernels import NormalEquations
 
@@ -208,16 +228,34 @@ def _wiener(summed: Any, transfer: Any, *, noise: float, freq: Any, ring_width: 
 
 def _counts(views: xr.DataArray) -> np.ndarray:
     counts = np.asarray(views.values)
-    total = counts.sum(axis=(1, 2), dtype=np.float64)
-    if not np.all(np.isfinite(total)):
+    total = counts.sum(dtype=np.float64)
+    if not np.isfinite(total):
         raise ValueError("the views hold NaN or infinite counts: mask dead pixels of the cube first")
-    if np.any(total <= 0):
-        empty = int(np.count_nonzero(total <= 0))
-        raise ValueError(
-            f"{empty} of {total.size} views hold no electrons: gather pixels with synthesize_views(cube, n_views=…) "
-            "or check the bright-field disk"
-        )
+    if total <= 0:
+        raise ValueError("the views hold no electrons: check the bright-field disk, or whether the beam was on")
     return counts
+
+
+def whole_counts(views: xr.DataArray) -> bool:
+    """Whether the counts are whole electrons, so that counting statistics hold and halves can be drawn."""
+    return views.dtype.kind in "ui" or bool(np.array_equal(views.values, np.rint(views.values)))
+
+
+def _lost_positions(counts: np.ndarray) -> np.ndarray:
+    """Scan positions whose electrons are far too few or too many (blanked beam, lost frames, a spark): left out."""
+    total = counts.sum(axis=0, dtype=np.float64)
+    usual = float(np.median(total))
+    far = (total < _LOST * usual) | (total > usual / _LOST)
+    lost = far & (np.abs(total - usual) > _LOST_SIGMA * np.sqrt(np.maximum(usual, total)))
+    if lost.any():
+        rows = ", ".join(map(str, np.flatnonzero(lost.any(axis=1))[:8]))
+        warnings.warn(
+            f"{int(lost.sum())} of {lost.size} scan positions hold under a fifth or over five times the usual "
+            f"electrons (scan rows {rows}): they are left out. Was the beam blanked, or were frames lost?",
+            UserWarning,
+            stacklevel=3,
+        )
+    return lost
 
 
 def _step(views: xr.DataArray) -> tuple[float, float]:
@@ -240,7 +278,7 @@ def _origin(views: xr.DataArray) -> tuple[float, float]:
 
 
 def _image_attrs(views: xr.DataArray, method: str, grid: ScanGrid) -> dict[str, Any]:
-    kept: Sequence[str] = ("energy_eV", "semiangle_mrad", "dose_e_per_A2", "rotation_deg", "periodic")
+    kept: Sequence[str] = ("energy_eV", "semiangle_mrad", "dose_e_per_A2", "rotation_deg", "period_A")
     attrs: dict[str, Any] = {"units": "rad", "method": method, "upsample": grid.upsample}
     attrs |= {name: views.attrs[name] for name in kept if name in views.attrs}
     attrs["n_views"] = int(views.sizes["view"])

@@ -122,7 +122,7 @@ def excess_residual(
     # φᴴ (2 b - A φ), one number per scan frequency
     fitted = (equations.matrix.to(torch.complex128) @ posterior.mean[..., None])[..., 0]
     explained = (posterior.mean.conj() * (2 * equations.vector - fitted)).real.sum(dim=-1)
-    modes = len(transformed) * (float(freq.weight.sum()) - 1)
+    modes = int((mean > 0).sum()) * (float(freq.weight.sum()) - 1)
     return float(total - (freq.weight * explained).sum()) * n_effective / modes
 
 
