@@ -28,10 +28,9 @@ from misr.optics import (
 _IN_CALIBRATION = ("energy_eV", "semiangle_mrad", "rotation_deg", "history")
 _SQUARE = 1e-3
 # interpolation is no way out: it makes counts that are not electrons
-_SQUARE_SCAN = "scan in equal steps, or for a simulation make the cell square"
-_SQUARE_DETECTOR = (
-    "bin with cube.coarsen(det_y=..., det_x=...).sum() to equal steps, or for a simulation make the cell square"
-)
+_SQUARE_CELL = "a simulation needs a square cell, e.g. misr.crystalline_atoms(..., square=True)"
+_SQUARE_SCAN = f"scan in equal steps; {_SQUARE_CELL}"
+_SQUARE_DETECTOR = f"bin with cube.coarsen(det_y=m, det_x=n).sum() so that the steps become equal; {_SQUARE_CELL}"
 
 
 def import_py4dstem() -> Any:
