@@ -204,8 +204,9 @@ def _attribute_problems(cube: xr.DataArray) -> list[str]:
         value = cube.attrs.get(name)
         if value is None:
             continue
-        if not (isinstance(value, int | float | np.number) and math.isfinite(value) and value > least):
-            problems.append(f"attrs[{name!r}] is {value!r}, expected a {'positive' if least == 0 else 'finite'} number")
+        if not (isinstance(value, int | float | np.number) and math.isfinite(value) and value >= least):
+            kind = "a finite number" if least < 0 else "a number of electrons, not below 0"
+            problems.append(f"attrs[{name!r}] is {value!r}, expected {kind}")
     try:
         aberrations_of(cube)
     except ValueError as error:

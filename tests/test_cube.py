@@ -214,7 +214,7 @@ def test_image_labels():
     ("name", "value", "said"),
     [
         ("rotation_deg", np.nan, "finite number"),
-        ("dose_e_per_A2", -5.0, "positive number"),
+        ("dose_e_per_A2", -5.0, "not below 0"),
         ("energy_eV", 300.0, "in eV, so 300 keV is 300e3"),
     ],
 )
