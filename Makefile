@@ -14,7 +14,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tutorials notebooks
 
 lab: $(VENV)/.lab
-	$(BIN)/jupyter lab --ServerApp.root_dir=. tutorials/01_first_image.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir=. tutorials/01_first_image.ipynb
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
