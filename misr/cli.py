@@ -151,7 +151,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from misr._writers import replacing
-    from misr.figures import image_figure, resolution_words
+    from misr.figures import image_figure, resolution_sentence
     from misr.io import save_result
     from misr.pipeline import super_resolve
 
@@ -168,7 +168,7 @@ def _run(arguments: argparse.Namespace) -> None:
         with replacing(arguments.png) as temporary:
             image_figure(result).savefig(temporary, dpi=150)
     if "resolution" in result:
-        print(f"{resolution_words(result['resolution'])} (half-map FRC, half-bit)")
+        print(f"{resolution_sentence(result['resolution'])} (half-map FRC, half-bit)")
     print(f"phase image {result['phase'].shape[0]} × {result['phase'].shape[1]} pixels in {arguments.out}")
 
 

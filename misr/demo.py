@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import xarray as xr
 
-from misr.cube import image_from_array, scan_step
 from misr.dose import apply_dose, split_counts
 from misr.fusion import fuse_linear, shift_and_add
-from misr.resolution import fourier_ring_correlation, frc_resolution
-from misr.views import synthesize_views
+from misr.resolution import fourier_ring_correlation, frc_resolution, resolution_words
+from misr.views import axial_view, synthesize_views
 
 __all__ = ["METHODS", "format_table", "run_demo"]
 
@@ -154,12 +152,8 @@ def _reconstructions(like: xr.DataArray, rng: int) -> Iterator[tuple[str, Callab
 
 
 def raw_view(cube: xr.DataArray) -> xr.DataArray:
-    """The axial one of seven views, as contrast, with the sign that makes matter positive."""
-    views = synthesize_views(cube, n_views=7)
-    axial = int(np.argmin(np.hypot(views.det_y, views.det_x).values))
-    counts = views.isel(view=axial).values.astype(float)
-    contrast = np.sign(float(cube.attrs["C10_A"])) * (counts / counts.mean() - 1)
-    return image_from_array(contrast, pixel_A=scan_step(cube), name="raw_view", units="1", attrs={"method": "raw view"})
+    """The axial one of seven views."""
+    return axial_view(synthesize_views(cube, n_views=7))
 
 
 def _collect(found: dict[str, xr.DataArray], cube: xr.DataArray) -> xr.Dataset:
@@ -203,7 +197,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     header = ("specimen", "method", "FRC vs truth 0.5 (Å)", "half-map FRC (Å)", "seconds")
     lines = [header]
     for row in rows:
-        resolutions = (_format_resolution(row["truth_A"]), _format_resolution(row["half_map_A"]))
+        resolutions = (_cell(row["truth_A"]), _cell(row["half_map_A"]))
         lines.append((row["specimen"], row["method"], *resolutions, f"{row['seconds']:.2f}"))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = []
@@ -215,8 +209,5 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-def _format_resolution(resolution: xr.DataArray) -> str:
-    status = resolution.attrs["status"]
-    if status == "unresolved":
-        return "nothing"
-    return f"≤ {float(resolution):.2f}" if status == "sampling-limited" else f"{float(resolution):.2f}"
+def _cell(resolution: xr.DataArray) -> str:
+    return resolution_words(resolution).removesuffix(" Å").removesuffix(" resolved")

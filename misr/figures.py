@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from misr.resolution import resolution_words
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["demo_figure", "image_figure", "resolution_words"]
+__all__ = ["demo_figure", "image_figure", "resolution_sentence"]
 
 
 _COLOURS = {
@@ -104,12 +106,12 @@ def image_figure(result: xr.Dataset) -> Figure:
         threshold = frc_threshold("half-bit", frc.n_independent.values)
         row[1].plot(frc.frequency, threshold, color="black", linewidth=0.8, linestyle="--", label="half-bit")
         row[1].set(xlabel="frequency (1/Å)", ylabel="FRC", ylim=(-0.2, 1.02), xlim=(0, None))
-        row[1].set_title(resolution_words(resolution))
+        row[1].set_title(resolution_sentence(resolution))
         row[1].legend(frameon=False)
     return figure
 
 
-def resolution_words(resolution: xr.DataArray) -> str:
+def resolution_sentence(resolution: xr.DataArray) -> str:
     """A resolution in words, with what it does and does not say.
 
     Parameters
@@ -125,16 +127,16 @@ def resolution_words(resolution: xr.DataArray) -> str:
     Examples
     --------
     >>> import xarray as xr
-    >>> resolution_words(xr.DataArray(1.0, attrs={"status": "sampling-limited"}))
+    >>> resolution_sentence(xr.DataArray(1.0, attrs={"status": "sampling-limited"}))
     'resolution ≤ 1.00 Å: at least as fine as the sampling'
-    >>> resolution_words(xr.DataArray(np.inf, attrs={"status": "unresolved"}))
+    >>> resolution_sentence(xr.DataArray(np.inf, attrs={"status": "unresolved"}))
     'nothing resolved'
     """
-    status = resolution.attrs["status"]
-    if status == "unresolved":
-        return "nothing resolved"
-    number = f"{float(resolution):.2f} Å"
-    return f"resolution ≤ {number}: at least as fine as the sampling" if status != "crossed" else f"resolution {number}"
+    words = resolution_words(resolution)
+    if resolution.attrs["status"] == "unresolved":
+        return words
+    ending = ": at least as fine as the sampling" if resolution.attrs["status"] == "sampling-limited" else ""
+    return f"resolution {words}{ending}"
 
 
 def _phase_limits(result: xr.Dataset) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from misr.resolution import frc_resolution, frc_threshold
+from misr.resolution import frc_resolution, frc_threshold, resolution_words
 
 if TYPE_CHECKING:
     import holoviews as hv
@@ -189,7 +189,7 @@ def plot_frc(
     >>> frc = xr.DataArray([1.0, 0.9, 0.4, 0.1], dims="frequency", coords={"frequency": [0.1, 0.2, 0.3, 0.4],
     ...     "n_independent": ("frequency", [50.0, 100.0, 150.0, 200.0])})
     >>> plot_frc(frc, threshold=0.5).opts.get("plot").kwargs["title"]
-    'half maps: 3.6 Å'
+    'half maps: 3.57 Å'
     """
     hv = _holoviews()
     parts = _frc_parts(hv, frc, threshold, "half maps", _HALF_MAPS)
@@ -224,7 +224,7 @@ def plot_frc(
 
 
 def resolution_text(frc: xr.DataArray, *, threshold: str | float = "half-bit") -> str:
-    """The resolution of an FRC in words: "2.3 Å", "≤ 1.0 Å" if limited by sampling, or "not resolved".
+    """The resolution of an FRC in words: as `misr.resolution.resolution_words` puts it.
 
     Parameters
     ----------
@@ -244,13 +244,9 @@ def resolution_text(frc: xr.DataArray, *, threshold: str | float = "half-bit") -
     >>> frc = xr.DataArray([1.0, 0.9], dims="frequency", coords={"frequency": [0.1, 0.2],
     ...     "n_independent": ("frequency", [50.0, 100.0])})
     >>> resolution_text(frc), resolution_text(0 * frc)
-    ('≤ 5.0 Å', 'not resolved')
+    ('≤ 5.00 Å', 'nothing resolved')
     """
-    resolution = frc_resolution(frc, threshold)
-    if resolution.attrs["status"] == "unresolved":
-        return "not resolved"
-    number = f"{float(resolution):.1f} Å" if float(resolution) >= 2 else f"{float(resolution):.2f} Å"
-    return f"≤ {number}" if resolution.attrs["status"] == "sampling-limited" else number
+    return resolution_words(frc_resolution(frc, threshold))
 
 
 def plot_views(views: xr.DataArray, *, view: int | None = None, size: int = 300) -> hv.Layout:

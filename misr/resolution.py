@@ -10,7 +10,7 @@ import xarray as xr
 
 from misr._provenance import append_history
 
-__all__ = ["fourier_ring_correlation", "frc_resolution", "frc_threshold"]
+__all__ = ["fourier_ring_correlation", "frc_resolution", "frc_threshold", "resolution_words"]
 
 _THRESHOLDS = {
     # (a + b/√n) / (c + d/√n): van Heel & Schatz 2005, J. Struct. Biol. 151, 250
@@ -250,3 +250,30 @@ def _first_fall(q: np.ndarray, above: np.ndarray, resolved: np.ndarray) -> tuple
     before = after - 1
     share = above[before] / (above[before] - above[after])
     return 1 / float(q[before] + share * (q[after] - q[before])), "crossed"
+
+
+def resolution_words(resolution: xr.DataArray) -> str:
+    """A resolution in words: "2.31 Å", "≤ 1.00 Å" if only the sampling limits it, or "nothing resolved".
+
+    Parameters
+    ----------
+    resolution : xarray.DataArray
+        Scalar in Å with ``attrs["status"]``, from `frc_resolution`.
+
+    Returns
+    -------
+    str
+        For a title, a table or a report.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> resolution_words(xr.DataArray(1.0, attrs={"status": "sampling-limited"}))
+    '≤ 1.00 Å'
+    >>> resolution_words(xr.DataArray(np.inf, attrs={"status": "unresolved"}))
+    'nothing resolved'
+    """
+    status = resolution.attrs["status"]
+    if status == "unresolved":
+        return "nothing resolved"
+    return f"{'≤ ' if status == 'sampling-limited' else ''}{float(resolution):.2f} Å"

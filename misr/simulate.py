@@ -77,7 +77,7 @@ def simulate_cube(
         ``misr.optics.rotate(*k, rotation_deg)``. Each native diffraction pixel is a uniform rectangle shared out
         over the detector pixels by area (to 1/36), which keeps every electron; multiples of 90° are exact. The
         error is that of smearing by one native pixel: in a cell of side L, a view shifted by d loses about
-        1.6 (d/L)² of its contrast (1 % of it at 500 Å defocus, 10 mrad and 64 Å).
+        (π²/6) (d/L)² of its contrast.
     det_max_mrad : float, optional
         Half-width of the detector, mrad; twice the semi-angle when not given.
     det_pixels : int, default 64
@@ -112,8 +112,8 @@ def simulate_cube(
     Notes
     -----
     Scattering is followed to the detector's half-width, and to twice the semi-angle at least: the bright field
-    holds object frequencies up to 2α/λ. Past that it is dropped, so a wide detector's corners are dark. With two
-    cores a 64 Å cell, 30 Å thick, takes about 3 s, and a 128 Å cell (64 x 64 probes) about a minute.
+    holds object frequencies up to 2α/λ. Past that it is dropped, so a wide detector's corners are dark. ``make
+    benchmark`` times 64 × 64 probes.
 
     Examples
     --------

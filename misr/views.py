@@ -11,12 +11,12 @@ import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history
-from misr.aberrations import aberrations_of, with_aberrations
+from misr.aberrations import aberration_attrs, aberrations_of, with_aberrations
 from misr.calibrate import bright_field_disk
-from misr.cube import detector_step, is_lazy, validate_cube
+from misr.cube import detector_step, image_from_array, is_lazy, scan_step, validate_cube
 from misr.optics import aberration_gradient, electron_wavelength, rotate
 
-__all__ = ["synthesize_views"]
+__all__ = ["axial_view", "synthesize_views"]
 
 
 def synthesize_views(
@@ -187,3 +187,50 @@ def _geometric_shift(cube: xr.DataArray, y: np.ndarray, x: np.ndarray) -> tuple[
         scan_y * 1e-3 / wavelength, scan_x * 1e-3 / wavelength, aberrations=aberrations, wavelength=wavelength
     )
     return grad_y / (2 * np.pi), grad_x / (2 * np.pi)
+
+
+def axial_view(views: xr.DataArray) -> xr.DataArray:
+    """The view nearest to the optic axis, as contrast, with the sign of the defocus that makes matter positive.
+
+    Parameters
+    ----------
+    views : xarray.DataArray
+        From `synthesize_views`, electrons.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``counts / mean - 1``, dims ``("y", "x")`` in Å on the scan's own grid, dimensionless.
+
+    Raises
+    ------
+    ValueError
+        If that view holds no electrons.
+
+    Examples
+    --------
+    >>> import numpy as np, misr
+    >>> k = np.arange(16) - 7.5
+    >>> disk = np.hypot(*np.meshgrid(k, k)) < 5
+    >>> cube = misr.cube_from_array(np.broadcast_to(disk * 9, (4, 4, 16, 16)), scan_step_A=2, det_step_mrad=2,
+    ...                             energy_eV=3e5, semiangle_mrad=10)
+    >>> image = axial_view(synthesize_views(cube, n_views=7))
+    >>> image.dims, float(abs(image).max())
+    (('y', 'x'), 0.0)
+    """
+    axial = int(np.argmin(np.hypot(views.det_y.values, views.det_x.values)))
+    counts = np.asarray(views.isel(view=axial).values, dtype=float)
+    mean = float(counts.mean())
+    if mean == 0:
+        raise ValueError("the axial view holds no electrons: raise the dose, or gather fewer views (n_views)")
+    C10 = (aberrations_of(views) or {}).get("C10", 0.0)
+    kept = ("energy_eV", "semiangle_mrad", "dose_e_per_A2", "rotation_deg", "period_A")
+    attrs = {name: views.attrs[name] for name in kept if name in views.attrs} | aberration_attrs(aberrations_of(views))
+    return image_from_array(
+        (-1 if C10 < 0 else 1) * (counts / mean - 1),
+        pixel_A=scan_step(views),
+        origin_A=(float(views.scan_y[0]), float(views.scan_x[0])),
+        name="contrast",
+        units="1",
+        attrs=attrs | {"method": "axial_view", "history": append_history(views.attrs, "axial_view", view=axial)},
+    )

@@ -14,7 +14,7 @@ from phase_object import bandlimited_phase, phase_object_cube
 import misr
 from misr.cli import main
 from misr.cube import image_from_array
-from misr.figures import image_figure, resolution_words
+from misr.figures import image_figure, resolution_sentence
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_run_writes_what_super_resolve_returns(scan, tmp_path, capsys):
     result = misr.read_result(target)
     direct = misr.super_resolve(misr.read_cube(scan), rng=3)
     np.testing.assert_allclose(result.phase, direct.phase)
-    assert resolution_words(direct.resolution) in out
+    assert resolution_sentence(direct.resolution) in out
     assert f"{float(direct.resolution):.2f} Å" in out
     assert picture.read_bytes()[:4] == b"\x89PNG"
 

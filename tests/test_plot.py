@@ -103,12 +103,12 @@ def test_frc_marks_the_resolution_and_names_lengths_above():
 def test_an_unresolved_frc_has_no_mark_and_says_so():
     overlay = plot_frc(curve([0.0, 0.05, -0.05]))
     assert not overlay.traverse(lambda e: e, [hv.VLine])
-    assert "not resolved" in render(overlay).title.text
+    assert "nothing resolved" in render(overlay).title.text
 
 
 def test_resolution_in_words():
-    assert resolution_text(curve([1.0, 0.9, 0.8])) == "≤ 3.3 Å"
-    assert resolution_text(curve([0.0, 0.0])) == "not resolved"
+    assert resolution_text(curve([1.0, 0.9, 0.8])) == "≤ 3.33 Å"
+    assert resolution_text(curve([0.0, 0.0])) == "nothing resolved"
     assert resolution_text(curve([1.0] * 7 + [0.0]), threshold=0.5) == "1.33 Å"
 
 

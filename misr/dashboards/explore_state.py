@@ -11,14 +11,15 @@ import numpy as np
 import param
 import xarray as xr
 
-from misr.cube import is_periodic, validate_cube
-from misr.dose import apply_dose, split_counts, thin_counts
+from misr.cube import is_periodic, scan_step, validate_cube
+from misr.dose import apply_dose, thin_counts
 from misr.fusion import fuse_linear, shift_and_add
+from misr.pipeline import half_map_frc
 from misr.plot import resolution_text
 from misr.resolution import fourier_ring_correlation
-from misr.views import synthesize_views
+from misr.views import axial_view, synthesize_views
 
-__all__ = ["METHODS", "ExploreState", "Result", "dose_steps", "half_maps", "picture", "sample", "summary", "views_at"]
+__all__ = ["METHODS", "ExploreState", "Result", "dose_steps", "picture", "sample", "summary", "views_at"]
 
 _LOG = logging.getLogger(__name__)
 _DOSES = (3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
@@ -130,23 +131,12 @@ def views_at(views: xr.DataArray, *, dose_e_per_A2: float, rng: Any = None) -> x
     return thin_counts(views, min(1.0, dose_e_per_A2 / own), rng=rng)
 
 
-def _one_raw_view(views: xr.DataArray) -> xr.DataArray:
-    """Contrast of the view nearest to the optic axis, on the scan's own grid."""
-    axial = int(np.argmin(np.hypot(views.det_y.values, views.det_x.values)))
-    counts = views.isel(view=axial, drop=True).astype(float)
-    mean = float(counts.mean())
-    if mean == 0:
-        raise ValueError("the chosen view holds no electron at this dose: raise the dose, or gather fewer views")
-    image = (counts / mean - 1).rename({"scan_y": "y", "scan_x": "x"}).rename("contrast")
-    return image.assign_attrs(units="1")
-
-
 def _linear(views: xr.DataArray) -> xr.DataArray:
     return fuse_linear(views)["phase"]
 
 
 METHODS: dict[str, Callable[[xr.DataArray], xr.DataArray]] = {
-    "one raw view": _one_raw_view,
+    "one raw view": axial_view,
     "tcBF (shift and add)": shift_and_add,
     "linear fusion": _linear,
 }
@@ -186,12 +176,6 @@ def picture(views: xr.DataArray, *, method: str) -> xr.DataArray:
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {list(METHODS)}")
     return METHODS[method](views)
-
-
-def half_maps(views: xr.DataArray, *, method: str, rng: Any = None) -> tuple[xr.DataArray, xr.DataArray]:
-    """The same method on two independent halves of the electrons; see `picture`."""
-    first, second = (picture(half, method=method) for half in split_counts(views, rng=rng))
-    return first, second
 
 
 class Result(NamedTuple):
@@ -260,9 +244,7 @@ class ExploreState(param.Parameterized):
             return Result(found["image"])
 
         def show_curves() -> Result:
-            first, second = half_maps(found["views"], method=method, rng=self.seed)
-            window = None if is_periodic(self.cube) else "hann"
-            frc = fourier_ring_correlation(first, second, ring_width=width, window=window)
+            frc = half_map_frc(found["views"], fuse=METHODS[method], ring_width=width, rng=self.seed)
             return Result(found["image"], frc, self._against_truth(found["image"], width))
 
         return [show_image, show_curves]
@@ -359,15 +341,10 @@ def _centre(cube: xr.DataArray) -> xr.DataArray:
     for name in _SCAN_DIMS:
         first = max(0, (cube.sizes[name] - _POSITIONS) // 2)
         crop[name] = slice(first, first + _POSITIONS)
-    centre = cube.isel(crop)
-    if centre.shape != cube.shape:
-        # a part of a periodic scan does not wrap round
-        centre.attrs = {name: value for name, value in cube.attrs.items() if name != "period_A"}
-    return centre
+    return cube.isel(crop)
 
 
 def _ring_widths(cube: xr.DataArray) -> list[float]:
-    fields = [float(np.ptp(cube[name].values)) * cube.sizes[name] / (cube.sizes[name] - 1) for name in _SCAN_DIMS]
-    lowest = 1 / min(min(fields), 1e9)
+    lowest = 1 / min(step * cube.sizes[name] for step, name in zip(scan_step(cube), _SCAN_DIMS, strict=True))
     widths = [width for width in (0.02, 0.03, 0.05, 0.07, 0.1, 0.15) if width >= lowest]
     return widths or [lowest]

@@ -7,7 +7,6 @@ Everything is written for the half plane of scan frequencies that a real image h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +88,6 @@ def spectra(
     """Fourier coefficients of each view's contrast (counts/mean - 1), and the mean counts.
 
     Lost scan positions and views without electrons have contrast 0; the latter's mean is 0 too, so they weigh nothing.
-
     Margins are filled by reflection that fades out, so that no step at the border rings into the field.
     """
     kept = ~lost
@@ -133,7 +131,7 @@ def group_overlap(
         pixel_edges=geometry.pixel_edges,
     )
     gamma = torch.complex(re, im)
-    if geometry.n_views != geometry.pixel_view.size or not bool(torch.all(pixels["view"].diff() == 1)):
+    if geometry.n_views != geometry.pixel_view.size:
         summed = torch.zeros((gamma.shape[0], geometry.n_views), dtype=gamma.dtype, device=gamma.device)
         gamma = summed.index_add_(1, pixels["view"], gamma)
     return gamma / pixels["fraction"]
@@ -144,13 +142,9 @@ def pixel_tensors(geometry: ViewGeometry, *, device: torch.device) -> dict[str, 
     width = pixel_width(geometry.pixel_y, geometry.pixel_x, pixel_edges=geometry.pixel_edges)
     inside = aperture_fraction(geometry.pixel_y, geometry.pixel_x, cutoff=geometry.cutoff, width=width)
     fraction = np.bincount(geometry.pixel_view, weights=inside, minlength=geometry.n_views)
-    as_tensor: Any = lambda values: torch.as_tensor(values, dtype=torch.float32, device=device)  # noqa: E731
-    return {
-        "y": as_tensor(geometry.pixel_y),
-        "x": as_tensor(geometry.pixel_x),
-        "view": torch.as_tensor(geometry.pixel_view, device=device),
-        "fraction": as_tensor(fraction),
-    }
+    numbers = {"y": geometry.pixel_y, "x": geometry.pixel_x, "fraction": fraction}
+    tensors = {name: torch.as_tensor(values, dtype=torch.float32, device=device) for name, values in numbers.items()}
+    return tensors | {"view": torch.as_tensor(geometry.pixel_view, device=device)}
 
 
 def normal_equations(

@@ -12,7 +12,7 @@ import xarray as xr
 
 from misr._provenance import append_history
 from misr.aberrations import aberration_attrs, aberrations_of
-from misr.cube import image_from_array
+from misr.cube import image_from_array, scan_step
 from misr.fusion.geometry import ScanGrid, ViewGeometry, choose_upsample, scan_grid, view_geometry
 from misr.optics import aberration_gradient, aberration_phase, axial_overlap
 
@@ -76,7 +76,7 @@ def fuse_linear(views: xr.DataArray, *, upsample: int | str = "auto", device: st
     from misr.fusion import kernels
 
     geometry = view_geometry(views)
-    grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=_step(views)))
+    grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=scan_step(views)))
     on = kernels.resolve_device(device)
     counts = _counts(views)
     lost = _lost_positions(counts)
@@ -168,7 +168,7 @@ def shift_and_add(
     if ctf not in ("wiener", "flip", None):
         raise ValueError(f"ctf={ctf!r} must be 'wiener', 'flip' or None")
     geometry = view_geometry(views)
-    grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=_step(views)))
+    grid = scan_grid(views, upsample=choose_upsample(upsample, geometry=geometry, step=scan_step(views)))
     on = kernels.resolve_device(device)
     counts = _counts(views)
     lost = _lost_positions(counts)
@@ -256,12 +256,6 @@ def _lost_positions(counts: np.ndarray) -> np.ndarray:
             stacklevel=3,
         )
     return lost
-
-
-def _step(views: xr.DataArray) -> tuple[float, float]:
-    from misr.cube import scan_step
-
-    return scan_step(views)
 
 
 def _ring_width(grid: ScanGrid) -> float:
