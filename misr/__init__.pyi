@@ -1,9 +1,15 @@
 from .aberrations import aberrations_of as aberrations_of
 from .aberrations import with_aberrations as with_aberrations
-from .calibrate import bright_field_disk as bright_field_disk
+from .bright_field import bright_field_disk as bright_field_disk
+from .calibrate import aberration_landscape as aberration_landscape
+from .calibrate import calibrate_cube as calibrate_cube
+from .calibrate import fit_aberrations as fit_aberrations
+from .calibrate import transpose_detector as transpose_detector
 from .cube import cube_from_array as cube_from_array
 from .cube import cube_history as cube_history
 from .cube import validate_cube as validate_cube
+from .descan import correct_descan as correct_descan
+from .descan import measure_descan as measure_descan
 from .dose import apply_dose as apply_dose
 from .dose import split_counts as split_counts
 from .dose import thin_counts as thin_counts

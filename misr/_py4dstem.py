@@ -15,7 +15,7 @@ import xarray as xr
 from misr._provenance import append_history
 from misr._readers import FIRST_PX_KEY, SHAPE_KEY
 from misr.aberrations import aberrations_of, polar_aberrations
-from misr.calibrate import bright_field_disk
+from misr.bright_field import bright_field_disk
 from misr.cube import CUBE_DIMS, detector_step, scan_step, validate_cube
 from misr.optics import (
     aberration_gradient,
@@ -69,7 +69,8 @@ def to_datacube(cube: xr.DataArray) -> Any:
     calibration.set_Q_pixel_size(step_mrad * 1e-3 / electron_wavelength(float(cube.attrs["energy_eV"])))
     calibration.set_Q_pixel_units("A^-1")
     calibration["energy"] = float(cube.attrs["energy_eV"])
-    calibration.set_convergence_semiangle_mrad(float(cube.attrs["semiangle_mrad"]))
+    if "semiangle_mrad" in cube.attrs:
+        calibration.set_convergence_semiangle_mrad(float(cube.attrs["semiangle_mrad"]))
     calibration.set_QR_rotation_degrees(float(cube.attrs.get("rotation_deg", 0.0)))
     notes = {name: value for name, value in cube.attrs.items() if name not in _IN_CALIBRATION}
     notes["history"] = append_history(cube.attrs, "cube_to_py4dstem")
@@ -164,6 +165,8 @@ def setup_of(cube: xr.DataArray, aberrations: Any, rotation_deg: float | None, *
             "= -defocus), or set them with misr.with_aberrations(cube, {'C10': ...})"
         )
     disk = bright_field_disk(cube)
+    semiangle = float(disk.attrs["semiangle_mrad"])
+    cube = cube.assign_attrs(semiangle_mrad=semiangle)
     det_step = detector_step(cube)
     mask = np.asarray(disk["mask"].values, dtype=bool) & (cube.values.mean(axis=(0, 1)) > 0)
     rolls, off_pixel = [], []
@@ -177,7 +180,7 @@ def setup_of(cube: xr.DataArray, aberrations: Any, rotation_deg: float | None, *
         polar=polar or {},
         rotation_deg=float(rotation_deg),
         wavelength=electron_wavelength(cube.attrs["energy_eV"]),
-        semiangle_mrad=float(cube.attrs["semiangle_mrad"]),
+        semiangle_mrad=semiangle,
         det_step=det_step,
         off_pixel=(off_pixel[0], off_pixel[1]),
     )

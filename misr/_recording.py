@@ -17,7 +17,7 @@ from misr.cube import CUBE_DIMS, cube_from_array, validate_cube
 
 Pair = float | tuple[float, float]
 _UNITS = dict(zip(CUBE_DIMS, ("Å", "Å", "mrad", "mrad"), strict=True))
-_EXAMPLES = {"energy_eV": "300e3", "semiangle_mrad": "10", "scan_step_A": "1.0", "det_step_mrad": "0.5"}
+_EXAMPLES = {"energy_eV": "300e3", "scan_step_A": "1.0", "det_step_mrad": "0.5"}
 _SET_ANYWAY = re.compile(r"history|C\d\d_A|phi\d\d_rad")
 
 
@@ -86,9 +86,8 @@ def own_cube(cube: xr.DataArray, given: dict[str, Any], where: str) -> xr.DataAr
     for name in ("energy_eV", "semiangle_mrad", "dose_e_per_A2", "rotation_deg"):
         if name in given:
             cube.attrs[name] = float(given[name])
-    missing = [name for name in ("energy_eV", "semiangle_mrad") if name not in cube.attrs]
-    if missing:
-        _ask_for(missing, where, "read_cube")
+    if "energy_eV" not in cube.attrs:
+        _ask_for(["energy_eV"], where, "read_cube")
     if "aberrations" in given:
         cube = with_aberrations(cube, given["aberrations"])
     if given:
@@ -105,8 +104,8 @@ def cube_from_recording(found: Recording, given: dict[str, Any], where: str, fun
     semiangle = given.get("semiangle_mrad", found.semiangle_mrad)
     if semiangle is None and found.semiangle_px is not None and det is not None:
         semiangle = found.semiangle_px * det[0]
-    if energy is None or semiangle is None or scan is None or det is None:
-        _ask_for(_missing(found, energy, semiangle, scan, det), where, function, found.axes)
+    if energy is None or scan is None or det is None:
+        _ask_for(_missing(found, energy, scan, det), where, function, found.axes)
     cube = cube_from_array(
         found.data,
         scan_step_A=scan,
@@ -126,12 +125,11 @@ def cube_from_recording(found: Recording, given: dict[str, Any], where: str, fun
     return cube
 
 
-def _missing(found: Recording, energy: Any, semiangle: Any, scan: Any, det: Any) -> list[str]:
-    """Names of what must be given; not of what follows from the energy once that is given."""
+def _missing(found: Recording, energy: Any, scan: Any, det: Any) -> list[str]:
+    """Names of what must be given; not of what follows from the energy once that is given, nor the semi-angle."""
     waits = energy is None and all(axis.step and is_per_length(axis.units) for axis in found.axes[2:])
     known = {
         "energy_eV": energy is not None,
-        "semiangle_mrad": semiangle is not None or (found.semiangle_px is not None and (waits or det is None)),
         "scan_step_A": scan is not None,
         "det_step_mrad": det is not None or waits,
     }

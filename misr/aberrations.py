@@ -23,7 +23,7 @@ def polar_aberrations(aberrations: Mapping[str, Any] | Any | None) -> dict[str, 
     ----------
     aberrations : mapping, xarray.Dataset or None
         Names ``C10, C12, phi12, C21, phi21, …`` (Å and rad); ``defocus`` is accepted for ``-C10``. What a fit tells
-        besides (``rotation_deg``, ``*_stderr``) is left out. An empty mapping means in focus; None, not known.
+        besides (``rotation_deg``, ``transposed``, ``*_stderr``) is left out. An empty mapping means in focus; None, not known.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def polar_aberrations(aberrations: Mapping[str, Any] | Any | None) -> dict[str, 
     result: dict[str, float] = {}
     for name, value in aberrations.items():
         name = str(name)
-        if name == "rotation_deg" or name.endswith("_stderr"):
+        if name in ("rotation_deg", "transposed") or name.endswith("_stderr"):
             continue
         number = float(value)
         if not math.isfinite(number):

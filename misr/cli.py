@@ -184,6 +184,8 @@ def _info(arguments: argparse.Namespace) -> None:
     for name, value in cube.attrs.items():
         if name != "history":
             print(f"  {name}: {value}")
+    if "semiangle_mrad" not in cube.attrs:
+        print("  semiangle_mrad: not known, will be estimated from the bright-field disk")
     for line in cube_history(cube):
         print(f"  done: {line['operation']}")
     validate_cube(cube)

@@ -27,6 +27,7 @@ CUBE_DIMS = ("scan_y", "scan_x", "det_y", "det_x")
 _UNITS = {"scan_y": "Å", "scan_x": "Å", "det_y": "mrad", "det_x": "mrad"}
 _SHORTEST_SCAN = 4
 _LOWEST_ENERGY = 5e3  # eV: below any electron microscope that transmits, above every energy given in keV
+_OPTIONAL = ("semiangle_mrad",)  # what `misr.bright_field_disk` can tell
 _UNIFORM = 1e-3  # spacing may differ by this fraction: coordinates stored as float32 differ by 1e-4
 
 
@@ -36,7 +37,7 @@ def cube_from_array(
     scan_step_A: float | tuple[float, float],
     det_step_mrad: float | tuple[float, float],
     energy_eV: float,
-    semiangle_mrad: float,
+    semiangle_mrad: float | None = None,
     dose_e_per_A2: float | None = None,
     rotation_deg: float = 0.0,
     aberrations: Mapping[str, Any] | xr.Dataset | None = None,
@@ -53,8 +54,9 @@ def cube_from_array(
         Detector pixel, mrad; ``(y, x)`` if they differ.
     energy_eV : float
         Beam energy, eV.
-    semiangle_mrad : float
-        Convergence semi-angle, mrad.
+    semiangle_mrad : float, optional
+        Convergence semi-angle, mrad. Estimated from the bright-field disk when needed and not given
+        (`bright_field_disk`).
     dose_e_per_A2 : float, optional
         Electrons per Å². Taken from the mean counts when not given and the array is in memory.
     rotation_deg : float, default 0
@@ -95,7 +97,7 @@ def cube_from_array(
     cube.attrs = {
         "units": "electrons",
         "energy_eV": float(energy_eV),
-        "semiangle_mrad": float(semiangle_mrad),
+        **({} if semiangle_mrad is None else {"semiangle_mrad": float(semiangle_mrad)}),
         "rotation_deg": float(rotation_deg),
     }
     if dose_e_per_A2 is None and not is_lazy(cube):
@@ -194,7 +196,8 @@ def _attribute_problems(cube: xr.DataArray) -> list[str]:
     for name, example in (("energy_eV", "300e3"), ("semiangle_mrad", "10")):
         value = cube.attrs.get(name)
         if value is None:
-            problems.append(f"attrs[{name!r}] is missing: set it, e.g. cube.attrs[{name!r}] = {example}")
+            if name not in _OPTIONAL:
+                problems.append(f"attrs[{name!r}] is missing: set it, e.g. cube.attrs[{name!r}] = {example}")
         elif not (isinstance(value, int | float | np.number) and math.isfinite(value) and value > 0):
             problems.append(f"attrs[{name!r}] is {value!r}, expected a positive number such as {example}")
     energy = cube.attrs.get("energy_eV")
@@ -215,6 +218,8 @@ def _attribute_problems(cube: xr.DataArray) -> list[str]:
 
 
 def _disk_problems(cube: xr.DataArray) -> list[str]:
+    if cube.attrs.get("semiangle_mrad") is None:
+        return []
     semiangle = float(cube.attrs["semiangle_mrad"])
     edges = {name: _half_width(cube, name) for name in ("det_y", "det_x")}
     edge = min(edges.values())

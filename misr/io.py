@@ -58,8 +58,9 @@ def read_cube(
     path : str or path
         File, or folder of a zarr store.
     energy_eV, semiangle_mrad : float, optional
-        Beam energy (eV) and convergence semi-angle (mrad). Needed when the file does not give them; they, like all
-        that follow, go before what the file says.
+        Beam energy (eV) and convergence semi-angle (mrad). The energy is needed when the file does not give it, the
+        semi-angle is then estimated by whoever needs it (`bright_field_disk`). They, like all that follow, go before
+        what the file says.
     scan_step_A, det_step_mrad : float or (float, float), optional
         Distance between probe positions (Å) and detector pixel (mrad), ``(y, x)`` if they differ.
     dose_e_per_A2, rotation_deg, aberrations : optional
@@ -352,8 +353,9 @@ def cube_to_py4dstem(cube: xr.DataArray) -> Any:
     Returns
     -------
     py4DSTEM.DataCube
-        ``R_pixel_size`` in Å, ``Q_pixel_size`` in A^-1 (k = θ/λ), ``energy``, ``convergence_semiangle_mrad`` and
-        ``QR_rotation_degrees`` in its calibration; attrs and history in ``metadata["misr"]``.
+        ``R_pixel_size`` in Å, ``Q_pixel_size`` in A^-1 (k = θ/λ), ``energy``, ``convergence_semiangle_mrad`` (if the
+        cube has it; `bright_field_disk` estimates it) and ``QR_rotation_degrees`` in its calibration; attrs and
+        history in ``metadata["misr"]``.
 
     Raises
     ------

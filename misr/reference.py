@@ -342,7 +342,7 @@ def _label(
     arguments: Mapping[str, Any],
     options: Mapping[str, Mapping[str, Any] | None],
 ) -> xr.DataArray:
-    carried = {name: cube.attrs[name] for name in _CARRIED if name in cube.attrs}
+    carried = {name: setup.cube.attrs[name] for name in _CARRIED if name in setup.cube.attrs}
     image.attrs = with_aberrations(image, polar, rotation_deg=setup.rotation_deg).attrs | carried
     image.attrs["method"] = f"py4DSTEM {operation.removeprefix('reconstruct_')}"
     image.attrs["py4DSTEM_version"] = str(import_py4dstem().__version__)

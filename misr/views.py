@@ -12,7 +12,7 @@ import xarray as xr
 
 from misr._provenance import append_history
 from misr.aberrations import aberration_attrs, aberrations_of, with_aberrations
-from misr.calibrate import bright_field_disk
+from misr.bright_field import bright_field_disk
 from misr.cube import detector_step, image_from_array, is_lazy, scan_step, validate_cube
 from misr.optics import aberration_gradient, electron_wavelength, rotate
 
@@ -31,7 +31,8 @@ def synthesize_views(
     ----------
     cube : xarray.DataArray
         4D-STEM cube, dims ``("scan_y", "scan_x", "det_y", "det_x")``, electrons. NumPy or dask; a dask cube gives
-        lazy views, one pass over the data when computed.
+        lazy views, one pass over the data when computed. Without ``attrs["semiangle_mrad"]`` the views get the one
+        that `bright_field_disk` estimates.
     aberrations : mapping or Dataset, optional
         Polar coefficients, Å and rad; those in the cube's attrs by default.
     n_views : int, optional
@@ -76,14 +77,21 @@ def synthesize_views(
     views.attrs = {
         **cube.attrs,
         "units": "electrons",
+        "semiangle_mrad": float(disk.attrs["semiangle_mrad"]),
         "detector_origin_mrad": [
             float(cube[d][0] - disk[c]) for d, c in (("det_y", "center_y"), ("det_x", "center_x"))
         ],
         "detector_step_mrad": list(detector_step(cube)),
         "detector_columns": int(cube.sizes["det_x"]),
-        "history": append_history(cube.attrs, "synthesize_views", n_views=views.sizes["view"]),
+        "history": append_history(cube.attrs, "synthesize_views", n_views=views.sizes["view"], **_estimated(disk)),
     }
     return views.rename("views")
+
+
+def _estimated(disk: xr.Dataset) -> dict[str, float]:
+    """The semi-angle, for the history, if it was not the cube's own."""
+    estimated = disk.attrs["semiangle_source"] == "estimated"
+    return {"semiangle_mrad": round(float(disk.attrs["semiangle_mrad"]), 4)} if estimated else {}
 
 
 def _group_pixels(y: np.ndarray, x: np.ndarray, n_views: int | None) -> np.ndarray:

@@ -178,8 +178,12 @@ def test_missing_calibration_is_asked_for_by_name(tmp_path, capsys):
     np.save(tmp_path / "bare.npy", np.ones((8, 8, 16, 16), dtype=np.uint8))
     assert main(["info", str(tmp_path / "bare.npy")]) == 2
     message = capsys.readouterr().err
-    for name in ("energy_eV", "semiangle_mrad", "scan_step_A", "det_step_mrad"):
+    for name in ("energy_eV", "scan_step_A", "det_step_mrad"):
         assert name in message
+    assert "semiangle_mrad" not in message
+    given = ["--energy-eV", "3e5", "--scan-step-A", "2", "--det-step-mrad", "2"]
+    assert main(["info", str(tmp_path / "bare.npy"), *given]) == 0
+    assert "semiangle_mrad: not known, will be estimated" in capsys.readouterr().out
 
 
 def test_unknown_aberrations_are_asked_for(tmp_path, capsys):

@@ -127,9 +127,19 @@ def test_missing_or_senseless_attributes(cube, name):
         changed.attrs = {key: value for key, value in (cube.attrs | attrs).items() if value is not None}
         return changed
 
-    assert f"attrs['{name}'] is missing" in problems_of(with_attrs(**{name: None}))[0]
+    if name == "semiangle_mrad":
+        misr.validate_cube(with_attrs(semiangle_mrad=None))  # the bright-field disk tells it
+    else:
+        assert f"attrs['{name}'] is missing" in problems_of(with_attrs(**{name: None}))[0]
     for value in (-1.0, 0.0, float("nan"), "300e3", [1.0]):
         assert f"attrs['{name}'] is {value!r}" in problems_of(with_attrs(**{name: value}))[0]
+
+
+def test_semiangle_may_be_left_out():
+    options = {name: value for name, value in OPTIONS.items() if name != "semiangle_mrad"}
+    cube = misr.cube_from_array(np.ones((4, 4, 16, 16)), **options)
+    assert "semiangle_mrad" not in cube.attrs
+    assert misr.cube_history(cube)[0]["semiangle_mrad"] is None
 
 
 def test_wrong_dims(cube):

@@ -40,7 +40,7 @@ def test_import_leaves_heavy_packages_out():
 
 
 def test_core_modules_leave_heavy_packages_out():
-    modules = ["optics", "cube", "dose", "calibrate", "views", "fusion", "resolution", "pipeline"]
+    modules = ["optics", "cube", "dose", "bright_field", "views", "fusion", "resolution", "pipeline"]
     code = f"import sys, {', '.join('misr.' + name for name in modules)}; print(*sys.modules)"
     assert set(run_python("-c", code).stdout.split()).isdisjoint(HEAVY)
 

@@ -82,3 +82,16 @@ def test_aberration_orders_hold_defocus_and_both_parts():
         [1, 2, 1],
         [3, 0, 0],
     ]
+
+
+def test_semiangle_comes_from_the_disk_when_the_cube_has_none():
+    disk = np.hypot(np.arange(32)[:, None] - 15.2, np.arange(32) - 16.1) < 8
+    options = {"scan_step_A": 2, "det_step_mrad": 1, "energy_eV": 3e5}
+    cube = misr.cube_from_array(np.broadcast_to(disk * 9, (4, 4, 32, 32)), **options)
+    setup = setup_of(cube, {"C10": -500}, None, required=True)
+    assert setup.semiangle_mrad == setup.cube.attrs["semiangle_mrad"] == pytest.approx(8, rel=0.03)
+    assert "semiangle_mrad" not in cube.attrs
+    known = misr.cube_to_py4dstem(setup.cube).calibration
+    unknown = misr.cube_to_py4dstem(cube).calibration
+    assert known.get_convergence_semiangle_mrad() == setup.semiangle_mrad
+    assert "convergence_semiangle_mrad" not in unknown.keys

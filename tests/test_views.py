@@ -204,3 +204,14 @@ def test_wavelength_does_not_enter_the_shift():
     views = misr.synthesize_views(CUBE.assign_attrs(energy_eV=80e3))
     np.testing.assert_allclose(views.shift_y, -views.det_y, rtol=1e-9)
     assert electron_wavelength(80e3) > electron_wavelength(300e3)
+
+
+def test_semiangle_comes_from_the_disk_when_the_cube_has_none():
+    cube = counted_cube(semiangle_mrad=None)
+    views = misr.synthesize_views(cube)
+    assert views.attrs["semiangle_mrad"] == misr.bright_field_disk(cube).attrs["semiangle_mrad"]
+    assert views.attrs["semiangle_mrad"] == pytest.approx(9.0, rel=0.02)
+    assert misr.cube_history(views)[-1]["semiangle_mrad"] == pytest.approx(9.0, rel=0.02)
+    assert "semiangle_mrad" not in misr.cube_history(misr.synthesize_views(CUBE))[-1]
+    fused = misr.fuse_linear(views, upsample=1)
+    assert fused.attrs["semiangle_mrad"] == views.attrs["semiangle_mrad"]

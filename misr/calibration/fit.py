@@ -1,0 +1,197 @@
+"""The fit of one cube, from spectra to values with errors and doubts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from misr.calibration.modes import Modes, Question, find_modes
+from misr.calibration.prior import PowerPrior
+from misr.calibration.refine import Alignment, MatchedFilter, Refined, refine
+from misr.calibration.sign import skewness_of
+from misr.calibration.spectra import Spectra, spectra_of
+
+__all__ = ["Fit", "Knowledge", "fit_cube", "landscape"]
+
+_ORDERS = ("C10", "C12", "C21", "C23", "C30")
+_SHARP = 0.8  # of the band limit: atoms are sharp, and the sign is seen by that
+_RIVAL = 0.4  # a rival with this share of the likelihood is one that a model error could lift to the top
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known or asked: rotation in rad, the sign of C10, limits in Å."""
+
+    rotation: float | None
+    sign: int | None
+    transposed: bool | None
+    largest_A: float | None
+    astigmatism_A: float
+    orders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Values and standard errors by name, and how far they can be relied on."""
+
+    alignment: Alignment
+    values: dict[str, float]
+    errors: dict[str, float]
+    log: float
+    probability: float
+    sign_probability: float
+    rival: str | None
+
+    def doubt(self, confidence: float) -> str | None:
+        """Why this is not certain, and what would help; None if it is."""
+        if self.probability < confidence:
+            return (
+                f"the best alignment has a probability of {self.probability:.2g} only (no phase contrast, too few "
+                "electrons, or a perfect crystal): use more dose or a larger field, or give what is known "
+                "(rotation_deg, max_defocus_A, transposed)"
+            )
+        if self.rival is not None:
+            return self.rival
+        if self.sign_probability < confidence:
+            return (
+                "right up to the twin (rotation_deg + 180° with C10 and C12 negated), whose phase is negative: at this "
+                f"dose bumps and pits cannot be told apart (probability {self.sign_probability:.2g}). Give rotation_deg "
+                "or defocus_sign"
+            )
+        return None
+
+
+def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
+    """Fit a cube whose diffraction stands still.
+
+    Parameters
+    ----------
+    cube : xarray.DataArray
+        4D-STEM cube.
+    known : Knowledge
+        Limits and what is known.
+    device : str
+        Of torch.
+
+    Returns
+    -------
+    Fit
+        With values in Å, rad and (rotation) degrees.
+    """
+    _check_orders(known.orders)
+    spectra = spectra_of(cube, max_defocus_A=known.largest_A, device=device)
+    reach = min(spectra.tile_A) / (2 * spectra.cutoff * spectra.wavelength)
+    question = Question(
+        largest_A=min(reach, known.largest_A or math.inf),
+        astigmatism_A=known.astigmatism_A,
+        rotation=known.rotation,
+        transposed=known.transposed,
+    )
+    modes = find_modes(spectra, question)
+    best, sign_probability = modes.found[0], 1.0
+    if known.rotation is None:
+        best, sign_probability = _right_way_up(cube, best, known, device)
+    values, errors = _polar(best, question)
+    return Fit(
+        alignment=best.alignment,
+        values=values,
+        errors=errors,
+        log=best.log,
+        probability=modes.probability,
+        sign_probability=sign_probability,
+        rival=_rival(spectra, modes, question),
+    )
+
+
+def _check_orders(orders: tuple[str, ...]) -> None:
+    unknown = [name for name in orders if name not in _ORDERS]
+    if unknown:
+        raise ValueError(f"orders={orders} names {unknown}: expected some of {_ORDERS}")
+
+
+def _right_way_up(cube: xr.DataArray, mode: Refined, known: Knowledge, device: str) -> tuple[Refined, float]:
+    """The mode or its twin, and the probability that the choice is right."""
+    if known.sign is not None:
+        turned = math.copysign(1, mode.alignment.C10) != known.sign
+        return (_twin(mode) if turned else mode), 1.0
+    sharp = _band_limit(cube) * _SHARP
+    spectra = spectra_of(cube, max_defocus_A=known.largest_A, q_max=sharp, most_frequencies=20000, device=device)
+    skewness = skewness_of(spectra, mode.alignment)
+    return (_twin(mode) if skewness.score < 0 else mode), 1 - skewness.chance
+
+
+def _band_limit(cube: xr.DataArray) -> float:
+    from misr.bright_field import bright_field_disk
+    from misr.optics import electron_wavelength
+
+    semiangle = float(bright_field_disk(cube).attrs["semiangle_mrad"])
+    return 2e-3 * semiangle / electron_wavelength(float(cube.attrs["energy_eV"]))
+
+
+def _twin(mode: Refined) -> Refined:
+    a = mode.alignment
+    turned = replace(a, C10=-a.C10, C12a=-a.C12a, C12b=-a.C12b, rotation=a.rotation + math.pi)
+    return replace(mode, alignment=turned)
+
+
+def _rival(spectra: Spectra, modes: Modes, question: Question) -> str | None:
+    """What else nearly explains the data, where counting statistics say little of the model's own errors."""
+    best = modes.found[0]
+    if question.rotation is not None:
+        return None
+    opposite = replace(best.alignment, rotation=best.alignment.rotation + math.pi)
+    prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
+    other = refine(MatchedFilter(spectra), prior, opposite, astigmatism_A=question.astigmatism_A, steps=4)
+    if other.log > _RIVAL * best.log:
+        return (
+            "the opposite defocus at the same rotation explains nearly as much: the scan step is close to a whole "
+            "fraction of the crystal's period, so that a reflection and its opposite fold together. Give rotation_deg "
+            "or defocus_sign, or scan with another step"
+        )
+    return None
+
+
+def _polar(mode: Refined, question: Question) -> tuple[dict[str, float], dict[str, float]]:
+    """Names and units of the user, and errors by propagation."""
+    a = mode.alignment
+    free = ~np.asarray(question.fixed)
+    covariance = np.zeros((4, 4))
+    covariance[np.ix_(free, free)] = np.linalg.pinv(mode.information[np.ix_(free, free)])
+    C12 = math.hypot(a.C12a, a.C12b)
+    cos, sin = (a.C12a / C12, a.C12b / C12) if C12 > 0 else (1.0, 0.0)
+    along = np.array([0, cos, sin, 0])
+    across = np.array([0, -sin, cos, 0])
+    rotation = math.degrees(a.rotation) % 360
+    values = {
+        "C10": a.C10,
+        "C12": C12,
+        "phi12": 0.5 * math.atan2(a.C12b, a.C12a) % math.pi,
+        "rotation_deg": rotation,
+    }
+    errors = {
+        "C10": math.sqrt(covariance[0, 0]),
+        "C12": math.sqrt(along @ covariance @ along),
+        # no direction at all is an angle spread evenly over half a turn
+        "phi12": min(math.sqrt(across @ covariance @ across) / max(2 * C12, 1e-9), math.pi / math.sqrt(12)),
+        "rotation_deg": min(math.degrees(math.sqrt(covariance[3, 3])), 180 / math.sqrt(3)),
+    }
+    return values, errors
+
+
+def landscape(
+    cube: xr.DataArray, C10: np.ndarray, rotation: np.ndarray, parts: dict[str, Any], *, device: str
+) -> np.ndarray:
+    """Log-likelihood at each rotation (rad) and C10 (Å): (rotation, C10)."""
+    spectra = spectra_of(cube, max_defocus_A=float(np.abs(C10).max()), device=device)
+    prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
+    matched = MatchedFilter(spectra)
+    result = np.empty((len(rotation), len(C10)))
+    for i, angle in enumerate(rotation):
+        for j, value in enumerate(C10):
+            filtered = matched(Alignment(C10=float(value), rotation=float(angle), **parts))
+            result[i, j] = prior.evidence(filtered.v, filtered.variance).log
+    return result

@@ -1,0 +1,172 @@
+"""From the global search to separate maxima of the likelihood and their probabilities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from misr.calibration.prior import PowerPrior
+from misr.calibration.refine import Alignment, MatchedFilter, Refined, refine
+from misr.calibration.search import (
+    EnergyTable,
+    Scan,
+    candidates,
+    energy_table,
+    same_peak,
+    scan_spectrum,
+    solve_spots,
+    with_spots,
+)
+from misr.calibration.spectra import Spectra
+from misr.optics import axial_overlap
+
+__all__ = ["Modes", "Question", "find_modes"]
+
+_STARTS = 12  # from each scan
+_CLIMBED = 8  # of which so many are followed with the simple filter, and
+_FINISHED = 4  # so many with the exact one
+_ROTATION_NEAR = 2 * math.pi / 24  # the coarsest rings of the scan have 24 rotations
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: search limits, and what is known already."""
+
+    largest_A: float
+    astigmatism_A: float
+    rotation: float | None = None  # rad
+    transposed: bool | None = None
+
+    @property
+    def transpositions(self) -> tuple[bool, ...]:
+        """Those to look at."""
+        return (False, True) if self.transposed is None else (self.transposed,)
+
+    @property
+    def fixed(self) -> tuple[bool, ...]:
+        """Which of C10, C12a, C12b and rotation are known."""
+        return (False, False, False, self.rotation is not None)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Maxima of the likelihood with C10 positive (or, at a known rotation, of either sign), the most probable first."""
+
+    found: list[Refined]
+    probability: float  # of the first, against the others and against there being nothing but noise
+
+
+def find_modes(spectra: Spectra, question: Question) -> Modes:
+    """Search everywhere, climb from the best places, and weigh the maxima.
+
+    Parameters
+    ----------
+    spectra : Spectra
+        Of the bright field.
+    question : Question
+        Limits and knowledge.
+
+    Returns
+    -------
+    Modes
+        At least one.
+    """
+    table = energy_table(spectra)
+    spectra, spots = with_spots(spectra, table)
+    known: dict[str, Any] = {"astigmatism_A": question.astigmatism_A, "fixed": question.fixed}
+    climbed = _climb_spectrum(table, spectra, question, known)[:_FINISHED]
+    if spots is not None:
+        climbed += _climb_spots(table, spots, question, known)[:_FINISHED]
+    exact, prior = MatchedFilter(spectra), _prior(spectra)
+    looked = [refine(exact, prior, start, steps=0, **known) for start in climbed]
+    looked = _separate(sorted(looked, key=lambda mode: -mode.log))[:_FINISHED]
+    modes = [refine(exact, prior, mode.alignment, steps=5, **known) for mode in looked]
+    modes = _separate(sorted(modes, key=lambda mode: -mode.log))
+    modes[0] = refine(exact, prior, modes[0].alignment, steps=20, **known)
+    return _weighed(modes, question)
+
+
+def _prior(spectra: Spectra, envelope: Any = 1.0) -> PowerPrior:
+    return PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent, envelope=envelope)
+
+
+def _climb_spectrum(
+    table: EnergyTable, spectra: Spectra, question: Question, known: dict[str, Any]
+) -> list[Alignment]:  # fmt: skip
+    """Best peaks of the scan over all frequencies, followed with the simple filter."""
+    options: dict[str, Any] = {"largest_A": question.largest_A, "transpositions": question.transpositions}
+    starts = candidates(_at_rotation(scan_spectrum(table, **options), question), number=_STARTS)
+    simple = MatchedFilter(spectra, simple=True)
+    prior = _prior(spectra, axial_overlap(spectra.q, cutoff=spectra.cutoff) ** 2)
+    first = [refine(simple, prior, _with_rotation(start, question), steps=1, **known) for start in starts]
+    first = _separate(sorted(first, key=lambda mode: -mode.log))[:_CLIMBED]
+    climbed = [refine(simple, prior, mode.alignment, steps=4, **known) for mode in first]
+    return [mode.alignment for mode in _separate(sorted(climbed, key=lambda mode: -mode.log))]
+
+
+def _climb_spots(
+    table: EnergyTable, spots: Spectra, question: Question, known: dict[str, Any]
+) -> list[Alignment]:  # fmt: skip
+    """Best solutions for pairs of reflections, followed with the exact filter on the strong frequencies alone."""
+    exact, prior = MatchedFilter(spots), _prior(spots)
+    options: dict[str, Any] = {"largest_A": question.largest_A, "transpositions": question.transpositions}
+    starts: list[Alignment] = []
+    for _, trial in solve_spots(table, astigmatism_A=question.astigmatism_A, **options):
+        if question.rotation is not None and _off_axis(trial.rotation, question.rotation) > _ROTATION_NEAR:
+            continue
+        if not any(same_peak(trial, other) for other in starts):
+            starts.append(trial)
+        if len(starts) == 2 * _STARTS:
+            break
+    climbed = [refine(exact, prior, _with_rotation(start, question), steps=6, **known) for start in starts]
+    return [mode.alignment for mode in _separate(sorted(climbed, key=lambda mode: -mode.log))]
+
+
+def _off_axis(rotation: Any, known: float) -> Any:
+    """Angle to the known rotation or to its opposite, whichever is nearer."""
+    return np.abs(np.mod(rotation - known + np.pi / 2, np.pi) - np.pi / 2)
+
+
+def _at_rotation(scan: Scan, question: Question) -> Scan:
+    """Only trials next to the known rotation or, for negative C10, to its opposite."""
+    if question.rotation is None:
+        return scan
+    away = _off_axis(scan.rotation, question.rotation)
+    near = (away <= _ROTATION_NEAR) & ((away * scan.C10 < 50.0) | (away <= 0.03))
+    return Scan(*(column[near] for column in (scan.score, scan.C10, scan.rotation, scan.transposed)))
+
+
+def _with_rotation(start: Alignment, question: Question) -> Alignment:
+    rotation = question.rotation
+    if rotation is None:
+        return start
+    sign = 1.0 if math.cos(start.rotation - rotation) > 0 else -1.0
+    return replace(start, C10=sign * start.C10, rotation=rotation)
+
+
+def _separate(modes: list[Refined]) -> list[Refined]:
+    """The modes without those that lie on the same peak as one before."""
+    kept: list[Refined] = []
+    for mode in modes:
+        if not any(same_peak(mode.alignment, other.alignment) for other in kept):
+            kept.append(mode)
+    return kept
+
+
+def _weighed(modes: list[Refined], question: Question) -> Modes:
+    """Probability of the best mode by Laplace's method: the evidence is the peak's height times its volume."""
+    free = ~np.asarray(question.fixed)
+    volume = question.largest_A * 2 * math.pi * question.astigmatism_A**2 * len(question.transpositions)
+    volume *= 2 if question.rotation is not None else 2 * math.pi
+    logs = []
+    for mode in modes:
+        sign, log_det = np.linalg.slogdet(mode.information[np.ix_(free, free)])
+        width = 0.5 * (free.sum() * math.log(2 * math.pi) - log_det) if sign > 0 else 0.0
+        logs.append(mode.log + min(width - math.log(volume), 0.0))  # no peak is wider than all there is
+    evidence = np.array([*logs, 0.0])  # the last: noise alone
+    order = np.argsort(-evidence[:-1])
+    chance = np.exp(evidence - evidence.max())
+    return Modes([modes[i] for i in order], float(chance[order[0]] / chance.sum()))
