@@ -1,10 +1,12 @@
-# make demo | test | lab (lint, benchmark): each makes its own environment in .venv if there is none, and reuses it after that.
+# make demo | test | lab (lint, benchmark, calibration): each makes its own environment in .venv if there is none, and
+# reuses it after that. Calibration takes an hour or more: make calibration CALIBRATION="--cache DIR --workers 2"
+# keeps the simulated cubes and uses two processes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lab lint benchmark clean
+.PHONY: demo test lab lint benchmark calibration clean
 
 demo: $(VENV)/.core
 	$(BIN)/misr demo
@@ -23,6 +25,9 @@ lint: $(VENV)/.test
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-only --benchmark-columns=min,median,rounds
+
+calibration: $(VENV)/.test
+	$(BIN)/python tests/benchmarks/calibration_table.py --py4dstem --fused $(CALIBRATION)
 
 clean:
 	rm -rf $(VENV) dist misr-demo

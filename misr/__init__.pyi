@@ -1,10 +1,10 @@
 from .aberrations import aberrations_of as aberrations_of
+from .aberrations import transpose_detector as transpose_detector
 from .aberrations import with_aberrations as with_aberrations
 from .bright_field import bright_field_disk as bright_field_disk
 from .calibrate import aberration_landscape as aberration_landscape
 from .calibrate import calibrate_cube as calibrate_cube
 from .calibrate import fit_aberrations as fit_aberrations
-from .calibrate import transpose_detector as transpose_detector
 from .cube import cube_from_array as cube_from_array
 from .cube import cube_history as cube_history
 from .cube import validate_cube as validate_cube

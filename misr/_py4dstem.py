@@ -14,7 +14,7 @@ import xarray as xr
 
 from misr._provenance import append_history
 from misr._readers import FIRST_PX_KEY, SHAPE_KEY
-from misr.aberrations import aberrations_of, polar_aberrations
+from misr.aberrations import aberrations_of, polar_aberrations, with_aberrations
 from misr.bright_field import bright_field_disk
 from misr.cube import CUBE_DIMS, detector_step, scan_step, validate_cube
 from misr.optics import (
@@ -158,6 +158,8 @@ def setup_of(cube: xr.DataArray, aberrations: Any, rotation_deg: float | None, *
     if rotation_deg is None:
         known = {} if aberrations is None else aberrations
         rotation_deg = float(known.get("rotation_deg", cube.attrs.get("rotation_deg", 0.0)))
+    if aberrations is not None and "transposed" in aberrations:
+        cube = with_aberrations(cube, aberrations)  # swaps the detector's axes if need be
     polar = aberrations_of(cube) if aberrations is None else polar_aberrations(aberrations)
     if polar is None and required:
         raise ValueError(

@@ -11,8 +11,9 @@ import xarray as xr
 
 from misr._provenance import append_history
 
-__all__ = ["aberration_attrs", "aberrations_of", "polar_aberrations", "with_aberrations"]
+__all__ = ["aberration_attrs", "aberrations_of", "polar_aberrations", "transpose_detector", "with_aberrations"]
 
+_TRANSPOSED = "detector_transposed"
 _NAME = re.compile(r"^(C|phi)(\d)(\d)$")
 
 
@@ -23,7 +24,8 @@ def polar_aberrations(aberrations: Mapping[str, Any] | Any | None) -> dict[str, 
     ----------
     aberrations : mapping, xarray.Dataset or None
         Names ``C10, C12, phi12, C21, phi21, …`` (Å and rad); ``defocus`` is accepted for ``-C10``. What a fit tells
-        besides (``rotation_deg``, ``transposed``, ``*_stderr``) is left out. An empty mapping means in focus; None, not known.
+        besides (``rotation_deg``, ``transposed``, ``*_stderr``) is left out. An empty mapping means in focus; None, not
+        known.
 
     Returns
     -------
@@ -126,7 +128,8 @@ def with_aberrations(
         A 4D-STEM cube; its data are shared, not copied.
     aberrations : mapping or Dataset
         Polar coefficients, Å and rad; ``rotation_deg`` in it is used when the argument is None. An empty mapping
-        means in focus, and is recorded as ``C10_A = 0``.
+        means in focus, and is recorded as ``C10_A = 0``. If it says that the detector is ``transposed`` (a fit does),
+        the detector's axes are swapped, once (see `transpose_detector`).
     rotation_deg : float, optional
         Scan-to-detector rotation, degrees.
 
@@ -153,6 +156,8 @@ def with_aberrations(
             "aberrations is None: give polar coefficients such as {'C10': -500} (Å; C10 = -defocus), or {} for in focus"
         )
     polar = polar_aberrations(aberrations)
+    if "transposed" in aberrations and bool(aberrations["transposed"]) != bool(cube.attrs.get(_TRANSPOSED, 0)):
+        cube = transpose_detector(cube)
     stale = aberration_attrs(aberrations_of(cube))
     result = cube.copy(deep=False)
     result.attrs = {name: value for name, value in cube.attrs.items() if name not in stale}
@@ -163,3 +168,37 @@ def with_aberrations(
         result.attrs["rotation_deg"] = float(rotation_deg)
     result.attrs["history"] = append_history(cube.attrs, "with_aberrations", **polar, rotation_deg=rotation_deg)
     return result
+
+
+def transpose_detector(cube: xr.DataArray) -> xr.DataArray:
+    """The cube with the detector's axes swapped: for cameras read out column by column.
+
+    Parameters
+    ----------
+    cube : xarray.DataArray
+        4D-STEM cube, NumPy or dask; its data are shared, not copied.
+
+    Returns
+    -------
+    xarray.DataArray
+        What was recorded at ``(det_y, det_x) = (a, b)`` is at ``(b, a)``; ``attrs["detector_transposed"]`` says so.
+
+    Raises
+    ------
+    ValueError
+        If there are no detector axes.
+
+    Examples
+    --------
+    >>> import numpy as np, misr
+    >>> cube = misr.cube_from_array(np.arange(64.0).reshape(2, 2, 4, 4), scan_step_A=2, det_step_mrad=4,
+    ...                             energy_eV=3e5, semiangle_mrad=6)
+    >>> bool((transpose_detector(cube)[..., 1, 2] == cube[..., 2, 1].values).all())
+    True
+    """
+    if not {"det_y", "det_x"} <= set(cube.dims):
+        raise ValueError(f"expected a cube with dims det_y and det_x, got {cube.dims}: make one with cube_from_array")
+    swapped = cube.rename(det_y="det_x", det_x="det_y").transpose("scan_y", "scan_x", "det_y", "det_x")
+    swapped.attrs = {**cube.attrs, "history": append_history(cube.attrs, "transpose_detector")}
+    swapped.attrs[_TRANSPOSED] = 1 - int(cube.attrs.get(_TRANSPOSED, 0))
+    return swapped

@@ -19,7 +19,7 @@ from misr.descan import correct_descan, measure_descan
 if TYPE_CHECKING:
     from misr.calibration.fit import Fit
 
-__all__ = ["aberration_landscape", "calibrate_cube", "fit_aberrations", "transpose_detector"]
+__all__ = ["aberration_landscape", "calibrate_cube", "fit_aberrations"]
 
 _LOG = logging.getLogger(__name__)
 _UNITS = {"C": "Å", "p": "rad", "r": "degrees"}
@@ -70,10 +70,10 @@ def fit_aberrations(
     Returns
     -------
     xarray.Dataset
-        Scalars ``C10``, ``C12`` (Å), ``phi12`` (rad), ``rotation_deg`` and further orders asked for, a ``…_stderr`` for
-        each (Cramér-Rao bound of the counting noise), and ``transposed`` (0 or 1). It can be given wherever misr takes
-        aberrations. ``attrs``: ``confident``; ``probability``, of the alignment against all others; ``sign_probability``,
-        against its twin; ``log_likelihood`` against noise alone; ``reason`` when not confident.
+        Scalars ``C10``, ``C12`` (Å), ``phi12`` (rad), ``rotation_deg`` and further orders asked for, a ``…_stderr``
+        for each (Cramér-Rao bound of the counting noise), and ``transposed`` (0 or 1). It can be given wherever misr
+        takes aberrations. ``attrs``: ``confident``; ``probability``, of the alignment against all others;
+        ``sign_probability``, against its twin; ``log_likelihood`` against noise alone; ``reason`` when not confident.
 
     Raises
     ------
@@ -90,8 +90,8 @@ def fit_aberrations(
     *The twin.* With the detector turned by 180° and all aberrations and the phase negated, the data are the same: the
     complex conjugate of everything. Nothing in the data tells the two apart but the knowledge that matter has positive
     phase: atoms are bumps. The skewness of the image decides (`misr.calibration.sign`), which needs more dose than all
-    the rest: when it is undecided, ``confident`` is False and the geometry is right up to the twin. Knowing the rotation
-    of the microscope, or which side of focus it is on, mends that for good.
+    the rest: when it is undecided, ``confident`` is False and the geometry is right up to the twin. Knowing the
+    rotation of the microscope, or which side of focus it is on, mends that for good.
 
     *Confidence.* The power spectrum of the specimen is averaged over a family that holds amorphous matter and crystals;
     strong reflections are trusted only to a relative error. The probability is Laplace's approximation over the maxima
@@ -204,42 +204,7 @@ def calibrate_cube(cube: xr.DataArray, fit: xr.Dataset) -> xr.DataArray:
     >>> calibrated.attrs["C10_A"], calibrated.attrs["rotation_deg"]
     (-500.0, 30.0)
     """
-    cube = correct_descan(cube, measure_descan(cube))
-    if int(fit.get("transposed", 0)):
-        cube = transpose_detector(cube)
-    return with_aberrations(cube, fit)
-
-
-def transpose_detector(cube: xr.DataArray) -> xr.DataArray:
-    """The cube with the detector's axes swapped: for cameras read out column by column.
-
-    Parameters
-    ----------
-    cube : xarray.DataArray
-        4D-STEM cube, NumPy or dask.
-
-    Returns
-    -------
-    xarray.DataArray
-        What was recorded at ``(det_y, det_x) = (a, b)`` is at ``(b, a)``.
-
-    Raises
-    ------
-    ValueError
-        If the cube is not valid.
-
-    Examples
-    --------
-    >>> import numpy as np, misr
-    >>> cube = misr.cube_from_array(np.arange(64.0).reshape(2, 2, 4, 4), scan_step_A=2, det_step_mrad=4,
-    ...                             energy_eV=3e5, semiangle_mrad=6)
-    >>> bool((transpose_detector(cube)[..., 1, 2] == cube[..., 2, 1].values).all())
-    True
-    """
-    validate_cube(cube, counts=False)
-    swapped = cube.rename(det_y="det_x", det_x="det_y").transpose("scan_y", "scan_x", "det_y", "det_x")
-    swapped.attrs = {**cube.attrs, "history": append_history(cube.attrs, "transpose_detector")}
-    return swapped
+    return with_aberrations(correct_descan(cube, measure_descan(cube)), fit)
 
 
 def aberration_landscape(

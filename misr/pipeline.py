@@ -11,7 +11,9 @@ import xarray as xr
 
 from misr._provenance import append_history, describe_rng
 from misr.aberrations import aberrations_of
+from misr.calibrate import fit_aberrations
 from misr.cube import is_periodic, validate_cube
+from misr.descan import correct_descan, measure_descan
 from misr.dose import split_counts
 from misr.fusion import fuse_linear
 from misr.fusion.linear import whole_counts
@@ -38,15 +40,17 @@ def super_resolve(
 ) -> xr.Dataset:
     """One super-resolved phase image, its standard deviation and its half-map resolution from one low-dose scan.
 
-    Views are synthesised from the bright-field disk, fused, and fused again from two independent halves of the
-    electrons, whose Fourier ring correlation says how far the image can be trusted.
+    Descan is measured and taken out, views are synthesised from the bright-field disk, fused, and fused again from two
+    independent halves of the electrons, whose Fourier ring correlation says how far the image can be trusted.
 
     Parameters
     ----------
     cube : xarray.DataArray
         4D-STEM cube of electron counts, NumPy or dask.
     aberrations : mapping or Dataset, optional
-        Polar coefficients, Å and rad; those in the cube's attrs by default.
+        Polar coefficients, Å and rad; those in the cube's attrs by default. If there are none either, they are found
+        with `fit_aberrations`, keeping a ``rotation_deg`` in the attrs, and written into the result's attrs
+        (``C10_A``, ``rotation_deg`` and so on, and ``aberrations_confident``).
     n_views : int, optional
         Number of views; every bright-field pixel by default.
     upsample : int or "auto"
@@ -70,13 +74,13 @@ def super_resolve(
     Raises
     ------
     ValueError
-        For an invalid cube, unknown aberrations, or a bad argument.
+        For an invalid cube or a bad argument.
 
     Warns
     -----
     UserWarning
-        If counts are not whole electrons, or the weak-phase model leaves much more than the counting noise unexplained
-        (``attrs["chi2"]``, 1 when it holds).
+        If aberrations had to be fitted and are not certain, if counts are not whole electrons, or the weak-phase model
+        leaves much more than the counting noise unexplained (``attrs["chi2"]``, 1 when it holds).
 
     Examples
     --------
@@ -92,17 +96,18 @@ def super_resolve(
     if model not in _MODELS:
         raise ValueError(f"model={model!r} must be one of {_MODELS}")
     validate_cube(cube, counts=False)
+    cube = correct_descan(cube, measure_descan(cube))
+    fit = None
     if aberrations is None and aberrations_of(cube) is None:
-        raise ValueError(
-            "the cube's aberrations are not known: pass aberrations={'C10': …} (C10 = -defocus, Å) or set them with "
-            "misr.with_aberrations"
-        )
+        aberrations = fit = fit_aberrations(cube, rotation_deg=cube.attrs.get("rotation_deg"), device=device)
     views = synthesize_views(cube, aberrations, n_views=n_views).compute()
     _LOG.info("fusing %d views of %d × %d positions", *views.shape)
     result = fuse_linear(views, upsample=upsample, device=device)
-    result.attrs["history"] = append_history(
-        result.attrs, "super_resolve", model="linear", n_views=views.sizes["view"], rng=describe_rng(rng)
-    )
+    note: dict[str, Any] = {"model": "linear", "n_views": views.sizes["view"], "rng": describe_rng(rng)}
+    if fit is not None:
+        note["aberrations"] = "fit_aberrations"
+        result.attrs["aberrations_confident"] = int(fit.attrs["confident"])
+    result.attrs["history"] = append_history(result.attrs, "super_resolve", **note)
     if result.attrs["chi2"] > CHI2_SUSPECT:
         warnings.warn(
             f"the weak-phase model leaves {result.attrs['chi2']:.1f} times the counting noise unexplained (strong or "

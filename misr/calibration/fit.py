@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from misr.calibration.higher import GeneralFilter, higher_parts, prior_widths
 from misr.calibration.modes import Modes, Question, find_modes
 from misr.calibration.prior import PowerPrior
 from misr.calibration.refine import Alignment, MatchedFilter, Refined, refine
@@ -19,6 +20,7 @@ __all__ = ["Fit", "Knowledge", "fit_cube", "landscape"]
 
 _ORDERS = ("C10", "C12", "C21", "C23", "C30")
 _SHARP = 0.8  # of the band limit: atoms are sharp, and the sign is seen by that
+_HIGHER_FREQUENCIES = 5000  # the lowest: enough for orders that bend the phase over the whole aperture
 _RIVAL = 0.4  # a rival with this share of the likelihood is one that a model error could lift to the top
 
 
@@ -59,8 +61,8 @@ class Fit:
         if self.sign_probability < confidence:
             return (
                 "right up to the twin (rotation_deg + 180° with C10 and C12 negated), whose phase is negative: at this "
-                f"dose bumps and pits cannot be told apart (probability {self.sign_probability:.2g}). Give rotation_deg "
-                "or defocus_sign"
+                f"dose bumps and pits cannot be told apart (probability {self.sign_probability:.2g}). Give "
+                "rotation_deg or defocus_sign"
             )
         return None
 
@@ -95,7 +97,9 @@ def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
     best, sign_probability = modes.found[0], 1.0
     if known.rotation is None:
         best, sign_probability = _right_way_up(cube, best, known, device)
-    values, errors = _polar(best, question)
+    if higher_parts(known.orders):
+        best = _with_higher(spectra, best, known, question)
+    values, errors = _polar(best, question, known.orders)
     return Fit(
         alignment=best.alignment,
         values=values,
@@ -141,11 +145,17 @@ def _twin(mode: Refined) -> Refined:
 def _rival(spectra: Spectra, modes: Modes, question: Question) -> str | None:
     """What else nearly explains the data, where counting statistics say little of the model's own errors."""
     best = modes.found[0]
+    prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
+    known: dict[str, Any] = {"astigmatism_A": question.astigmatism_A, "fixed": question.fixed, "steps": 4}
+    if refine(MatchedFilter(spectra, absorbing=True), prior, best.alignment, **known).log > best.log:
+        return (
+            "absorption (amplitude contrast) explains the data better than phase contrast does, so that its defocus "
+            "means nothing: defocus more, or check that these are counts of a thin specimen"
+        )
     if question.rotation is not None:
         return None
     opposite = replace(best.alignment, rotation=best.alignment.rotation + math.pi)
-    prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
-    other = refine(MatchedFilter(spectra), prior, opposite, astigmatism_A=question.astigmatism_A, steps=4)
+    other = refine(MatchedFilter(spectra), prior, opposite, **known)
     if other.log > _RIVAL * best.log:
         return (
             "the opposite defocus at the same rotation explains nearly as much: the scan step is close to a whole "
@@ -155,31 +165,53 @@ def _rival(spectra: Spectra, modes: Modes, question: Question) -> str | None:
     return None
 
 
-def _polar(mode: Refined, question: Question) -> tuple[dict[str, float], dict[str, float]]:
+def _with_higher(spectra: Spectra, mode: Refined, known: Knowledge, question: Question) -> Refined:
+    """Climb on with the higher orders, from none of them."""
+    part = spectra.part(slice(0, _HIGHER_FREQUENCIES))
+    prior = PowerPrior(part.q, area_A2=part.area_A2, independent=part.independent)
+    widths = prior_widths(known.orders)
+    start = replace(mode.alignment, higher=(0.0,) * len(widths))
+    options: dict[str, Any] = {"astigmatism_A": known.astigmatism_A, "fixed": question.fixed, "widths": widths}
+    return refine(GeneralFilter(part, known.orders), prior, start, steps=12, **options)
+
+
+def _polar(
+    mode: Refined, question: Question, orders: tuple[str, ...]
+) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
     """Names and units of the user, and errors by propagation."""
     a = mode.alignment
-    free = ~np.asarray(question.fixed)
-    covariance = np.zeros((4, 4))
+    free = ~np.asarray((*question.fixed, *(False for _ in a.higher)))
+    covariance = np.zeros((free.size, free.size))
     covariance[np.ix_(free, free)] = np.linalg.pinv(mode.information[np.ix_(free, free)])
-    C12 = math.hypot(a.C12a, a.C12b)
-    cos, sin = (a.C12a / C12, a.C12b / C12) if C12 > 0 else (1.0, 0.0)
-    along = np.array([0, cos, sin, 0])
-    across = np.array([0, -sin, cos, 0])
-    rotation = math.degrees(a.rotation) % 360
-    values = {
-        "C10": a.C10,
-        "C12": C12,
-        "phi12": 0.5 * math.atan2(a.C12b, a.C12a) % math.pi,
-        "rotation_deg": rotation,
-    }
-    errors = {
-        "C10": math.sqrt(covariance[0, 0]),
-        "C12": math.sqrt(along @ covariance @ along),
-        # no direction at all is an angle spread evenly over half a turn
-        "phi12": min(math.sqrt(across @ covariance @ across) / max(2 * C12, 1e-9), math.pi / math.sqrt(12)),
-        "rotation_deg": min(math.degrees(math.sqrt(covariance[3, 3])), 180 / math.sqrt(3)),
-    }
+    values, errors = {"C10": a.C10}, {"C10": math.sqrt(covariance[0, 0])}
+    places = {"C12": (1, 2)}
+    for i, (name, _) in enumerate(higher_parts(orders), start=4):
+        places[name] = (*places.get(name, ()), i)
+    for name, place in places.items():
+        parts = a.values[list(place)]
+        _add_polar(values, errors, name, parts, covariance[np.ix_(place, place)])
+    values["rotation_deg"] = math.degrees(a.rotation) % 360
+    # nothing known at all is an angle spread evenly over the circle
+    errors["rotation_deg"] = min(math.degrees(math.sqrt(covariance[3, 3])), 360 / math.sqrt(12))
     return values, errors
+
+
+def _add_polar(
+    values: dict[str, float], errors: dict[str, float], name: str, parts: np.ndarray, covariance: np.ndarray
+) -> None:
+    """Magnitude and angle of one aberration from its cosine and sine parts."""
+    if len(parts) == 1:
+        values[name], errors[name] = float(parts[0]), math.sqrt(covariance[0, 0])
+        return
+    m = int(name[2])
+    magnitude = float(np.hypot(*parts))
+    along = parts / magnitude if magnitude > 0 else np.array([1.0, 0.0])
+    across = np.array([-along[1], along[0]])
+    values[name], errors[name] = magnitude, math.sqrt(along @ covariance @ along)
+    turn = 2 * math.pi / m
+    values[f"phi{name[1:]}"] = math.atan2(parts[1], parts[0]) / m % turn
+    spread = math.sqrt(across @ covariance @ across) / max(m * magnitude, 1e-9)
+    errors[f"phi{name[1:]}"] = min(spread, turn / math.sqrt(12))
 
 
 def landscape(

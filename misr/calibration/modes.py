@@ -17,10 +17,9 @@ from misr.calibration.search import (
     energy_table,
     same_peak,
     scan_spectrum,
-    solve_spots,
-    with_spots,
 )
 from misr.calibration.spectra import Spectra
+from misr.calibration.spots import solve_spots, with_spots
 from misr.optics import axial_overlap
 
 __all__ = ["Modes", "Question", "find_modes"]

@@ -8,6 +8,7 @@ astigmatism: a plane wave over the detector, so that the matched filter is a Fou
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +19,11 @@ from misr.calibration.prior import Evidence, PowerPrior
 from misr.calibration.spectra import Spectra
 from misr.optics import aperture_fraction, rotate
 
-__all__ = ["Alignment", "MatchedFilter", "Refined", "refine"]
+__all__ = ["Alignment", "Filtered", "MatchedFilter", "Refined", "refine"]
 
 _MASK_STEP = 0.04  # rad: overlaps are recomputed when the rotation has moved by this
 _BATCH = 128  # frequencies at a time
-_HELD = 0.1  # pixels with less of the aperture in them are left out
+HELD = 0.1  # pixels with less of the aperture in them are left out
 _NAMES = ("C10", "C12a", "C12b", "rotation")
 
 
@@ -35,15 +36,18 @@ class Alignment:
     C12b: float
     rotation: float
     transposed: bool = False
+    higher: tuple[float, ...] = ()  # Å, in the order of `misr.calibration.higher`
 
     @property
     def values(self) -> np.ndarray:
-        """The four numbers."""
-        return np.array([getattr(self, name) for name in _NAMES])
+        """All the numbers."""
+        return np.array([*(getattr(self, name) for name in _NAMES), *self.higher])
 
     def moved(self, step: np.ndarray) -> Alignment:
         """Another alignment, that far away."""
-        return replace(self, **dict(zip(_NAMES, self.values + step, strict=True)))
+        new = [float(value) for value in self.values + step]
+        C10, C12a, C12b, rotation, *higher = new
+        return Alignment(C10, C12a, C12b, rotation, self.transposed, tuple(higher))
 
     def shifts(self, q_y: np.ndarray, q_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``C q`` (Å, over λ): in the scan's frame."""
@@ -88,15 +92,17 @@ class MatchedFilter:
         Of the bright field.
     simple : bool
         Use the whole disk instead of its overlaps: half of the signal, in a tenth of the time.
+    absorbing : bool
+        For an object that absorbs and has no phase: as if χ(q) were larger by π/2.
     """
 
-    def __init__(self, spectra: Spectra, *, simple: bool = False) -> None:
-        self.spectra, self.simple = spectra, simple
+    def __init__(self, spectra: Spectra, *, simple: bool = False, absorbing: bool = False) -> None:
+        self.spectra, self.simple, self.absorbing = spectra, simple, absorbing
         self.device = spectra.weighted.device
         k_y, k_x = np.meshgrid(spectra.k_y, spectra.k_x, indexing="ij")
         self._k_y, self._k_x = self._tensor(k_y), self._tensor(k_x)
         inside = self._aperture(self._k_y, self._k_x)
-        self._counts = self._tensor(spectra.counts) * (inside > _HELD)
+        self._counts = self._tensor(spectra.counts) * (inside > HELD)
         powers = [k_y * 0 + 1, k_y, k_x, k_y**2, k_y * k_x, k_x**2]
         self._basis = self._counts.reshape(-1, 1) * self._tensor(np.stack(powers, -1)).reshape(-1, 6)
         self._held: tuple[tuple[int, bool], _Overlaps] | None = None
@@ -143,7 +149,7 @@ class MatchedFilter:
         spectra, overlaps = self.spectra, self._overlaps(alignment)
         q_y, q_x, wavelength = spectra.q_y, spectra.q_x, spectra.wavelength
         g_y, g_x = alignment.shifts(q_y, q_x)
-        chi = math.pi * wavelength * (g_y * q_y + g_x * q_x)
+        chi = math.pi * wavelength * (g_y * q_y + g_x * q_x) + (math.pi / 2 if self.absorbing else 0.0)
         u_y, u_x = (2 * math.pi * wavelength * u for u in alignment.to_detector(g_y, g_x))
         blur = np.sinc(u_y * spectra.pixel[0] / (2 * math.pi)) * np.sinc(u_x * spectra.pixel[1] / (2 * math.pi))
         minus = self._fourier(overlaps.minus, u_y, u_x)
@@ -246,21 +252,22 @@ class Refined:
 
 
 def refine(
-    matched: MatchedFilter,
+    matched: Callable[[Alignment], Filtered],
     prior: PowerPrior,
     start: Alignment,
     *,
     astigmatism_A: float,
     steps: int,
     fixed: tuple[bool, ...] = (False,) * 4,
+    widths: tuple[float, ...] = (),
     tolerance: float = 0.03,
 ) -> Refined:
     """Climb to the next maximum of the likelihood by damped Fisher scoring (Levenberg 1944, Marquardt 1963).
 
     Parameters
     ----------
-    matched : MatchedFilter
-        The data.
+    matched : callable
+        From an alignment to `Filtered`, such as a `MatchedFilter`.
     prior : PowerPrior
         Of the object's power.
     start : Alignment
@@ -271,6 +278,8 @@ def refine(
         At most so many.
     fixed : tuple of bool
         Parameters to leave alone.
+    widths : tuple of float
+        Standard deviations of the priors on the higher orders, Å.
     tolerance : float
         Stop when a step is shorter than this many standard errors.
 
@@ -279,8 +288,8 @@ def refine(
     Refined
         Never less likely than the start.
     """
-    free = ~np.asarray(fixed)
-    penalty = np.array([0.0, 1.0, 1.0, 0.0]) / astigmatism_A**2
+    free = ~np.asarray((*fixed, *(False for _ in widths)))
+    penalty = np.array([0.0, astigmatism_A**-2, astigmatism_A**-2, 0.0, *(width**-2 for width in widths)])
 
     def look(alignment: Alignment) -> Refined:
         filtered = matched(alignment)
@@ -294,8 +303,8 @@ def refine(
         curve = prior.independent * _information(here.filtered, here.evidence) + np.diag(penalty)
         there = None
         while damping < 1e5:
-            step = np.zeros(4)
-            damped = curve + damping * np.diag(np.diag(curve)) + 1e-12 * np.eye(4)
+            step = np.zeros(free.size)
+            damped = curve + damping * np.diag(np.diag(curve)) + 1e-12 * np.eye(free.size)
             step[free] = np.linalg.solve(damped[np.ix_(free, free)], slope[free])
             trial = look(here.alignment.moved(step))
             if trial.log > here.log:
