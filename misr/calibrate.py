@@ -56,7 +56,8 @@ def fit_aberrations(
     defocus_sign : {1, -1}, optional
         The sign of the defocus if it is known (1: underfocus, C10 < 0): it decides between the twins.
     transposed : bool, optional
-        Whether the detector's axes are swapped; found when not given.
+        Whether the detector's axes are swapped (as recorded: before `transpose_detector`, if that was used already);
+        found when not given.
     max_defocus_A : float, optional
         Largest |C10| looked for, Å; by default that at which the views of the aperture's edge are shifted by half a
         tile.
@@ -73,7 +74,8 @@ def fit_aberrations(
         Scalars ``C10``, ``C12`` (Å), ``phi12`` (rad), ``rotation_deg`` and further orders asked for, a ``…_stderr``
         for each (Cramér-Rao bound of the counting noise), and ``transposed`` (0 or 1). It can be given wherever misr
         takes aberrations. ``attrs``: ``confident``; ``probability``, of the alignment against all others;
-        ``sign_probability``, against its twin; ``log_likelihood`` against noise alone; ``reason`` when not confident.
+        ``sign_probability``, against its twin; ``log_likelihood`` against noise alone; ``absorption_rad`` and its
+        ``…_stderr`` (see Notes); ``reason`` when not confident.
 
     Raises
     ------
@@ -89,8 +91,10 @@ def fit_aberrations(
     -----
     *The twin.* With the detector turned by 180° and all aberrations and the phase negated, the data are the same: the
     complex conjugate of everything. Nothing in the data tells the two apart but the knowledge that matter has positive
-    phase: atoms are bumps. The skewness of the image decides (`misr.calibration.sign`), which needs more dose than all
-    the rest: when it is undecided, ``confident`` is False and the geometry is right up to the twin. Knowing the
+    phase: atoms are bumps, so the image's skewness is positive (`misr.calibration.sign`), and where they scatter more
+    than weakly they also take away (``exp(iφ) - 1 ≈ iφ - φ²/2``), so the absorption angle of the scattered wave
+    ``i φ exp(iη)``, which is fitted with the rest, is positive. Both need more dose or stronger scattering than the
+    geometry: when they are undecided, ``confident`` is False and the geometry is right up to the twin. Knowing the
     rotation of the microscope, or which side of focus it is on, mends that for good.
 
     *Confidence.* The power spectrum of the specimen is averaged over a family that holds amorphous matter and crystals;
@@ -122,10 +126,11 @@ def fit_aberrations(
     from misr.calibration.fit import Knowledge, fit_cube
 
     straight = correct_descan(cube, measure_descan(cube))
+    swapped = bool(cube.attrs.get("detector_transposed", 0))  # the answer is about the detector, not about this array
     known = Knowledge(
         rotation=None if rotation_deg is None else math.radians(rotation_deg),
         sign=None if defocus_sign is None else -int(defocus_sign),
-        transposed=transposed,
+        transposed=None if transposed is None else bool(transposed) != swapped,
         largest_A=max_defocus_A,
         astigmatism_A=float(astigmatism_A),
         orders=tuple(orders),
@@ -157,13 +162,16 @@ def _labelled(fit: Fit, cube: xr.DataArray, confidence: float, arguments: dict[s
         unit = _UNITS[name[0]]
         variables[name] = ((), value, {"units": unit})
         variables[f"{name}_stderr"] = ((), fit.errors[name], {"units": unit})
-    variables["transposed"] = ((), int(fit.alignment.transposed), {"units": "1"})
+    transposed = fit.alignment.transposed != bool(cube.attrs.get("detector_transposed", 0))
+    variables["transposed"] = ((), int(transposed), {"units": "1"})
     attrs = {
         "energy_eV": float(cube.attrs["energy_eV"]),
         "confident": reason is None,
         "probability": fit.probability,
         "sign_probability": fit.sign_probability,
         "log_likelihood": fit.log,
+        "absorption_rad": fit.alignment.absorption,
+        "absorption_rad_stderr": fit.absorption_error,
         "history": append_history(cube.attrs, "fit_aberrations", **arguments),
     }
     if reason is not None:

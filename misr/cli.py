@@ -1,16 +1,22 @@
-"""The command ``misr``: demo, run, info, dashboard."""
+"""The command ``misr``: demo, run, fit, info, dashboard."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from misr import __version__
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["main"]
 
@@ -39,12 +45,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="misr: %(message)s")
     try:
-        return int(arguments.run(arguments) or 0)
+        with _warnings_in_one_line():
+            return int(arguments.run(arguments) or 0)
     except _ANSWERED as error:
         if arguments.verbose:
             logging.getLogger(__name__).exception("failed")
         print(f"misr: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """What misr warns its user of, said as its errors are; other warnings as they always are."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, UserWarning):
+                print(f"misr: {' '.join(str(message).split())}", file=sys.stderr)
+            else:
+                usual(message, category, *where, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--png", type=Path, help="also write the image as a picture")
     run.set_defaults(run=_run)
 
+    _add_fit(commands)
+
     info = commands.add_parser("info", help="what a file holds and whether it is a valid cube")
     _add_cube_arguments(info)
     info.set_defaults(run=_info)
@@ -82,6 +107,21 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--no-show", action="store_true", help="do not open the browser")
     dashboard.set_defaults(run=_dashboard)
     return parser
+
+
+def _add_fit(commands: Any) -> None:
+    fit = commands.add_parser(
+        "fit",
+        help="defocus, astigmatism and rotation from a cube alone",
+        description="Defocus, astigmatism and rotation from a cube alone. What the file says of them is not used; a "
+        "rotation given as an option is kept.",
+    )
+    _add_cube_arguments(fit)
+    fit.add_argument("--orders", nargs="+", default=[], choices=("C21", "C23", "C30"), help="fit these as well")
+    fit.add_argument("--defocus-sign", choices=("under", "over"), help="the side of focus, if known (under: C10 < 0)")
+    fit.add_argument("--max-defocus-A", type=float, dest="max_defocus_A", help="largest defocus looked for, Å")
+    fit.add_argument("-o", "--out", type=Path, help="save the fit: .nc, .zarr or .zarr.zip")
+    fit.set_defaults(run=_fit)
 
 
 def _add_cube_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,12 +204,62 @@ def _run(arguments: argparse.Namespace) -> None:
         rng=arguments.seed,
     )
     save_result(result, arguments.out)
+    if "aberrations_confident" in result.attrs:
+        print(_found_sentence(result))
     if arguments.png is not None:
         with replacing(arguments.png) as temporary:
             image_figure(result).savefig(temporary, dpi=150)
     if "resolution" in result:
         print(f"{resolution_sentence(result['resolution'])} (half-map FRC, half-bit)")
     print(f"phase image {result['phase'].shape[0]} × {result['phase'].shape[1]} pixels in {arguments.out}")
+
+
+def _found_sentence(result: xr.Dataset) -> str:
+    """What `misr.super_resolve` found by itself."""
+    attrs = result.attrs
+    certain = "certain" if attrs["aberrations_confident"] else "not certain, see misr fit"
+    return (
+        f"found C10 = {attrs['C10_A']:.0f} Å, C12 = {attrs.get('C12_A', 0.0):.0f} Å, "
+        f"rotation {attrs.get('rotation_deg', 0.0):.1f}° ({certain})"
+    )
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from misr.calibrate import fit_aberrations
+    from misr.descan import measure_descan
+    from misr.io import save_result
+
+    if arguments.out is not None:
+        _check_targets(arguments.out, None)
+    cube = _read(arguments)
+    fit = fit_aberrations(
+        cube,
+        orders=("C10", "C12", *arguments.orders),
+        rotation_deg=arguments.rotation_deg,
+        defocus_sign={"under": 1, "over": -1, None: None}[arguments.defocus_sign],
+        max_defocus_A=arguments.max_defocus_A,
+    )
+    if arguments.out is not None:
+        save_result(fit, arguments.out)
+    for line in _fit_lines(fit):
+        print(line)
+    descan = float(measure_descan(cube).attrs["range_mrad"])
+    print(f"descan: up to {descan:.2f} mrad over the scan" if descan else "descan: none seen")
+    print("confident" if fit.attrs["confident"] else f"not certain: {fit.attrs['reason']}")
+
+
+def _fit_lines(fit: xr.Dataset) -> list[str]:
+    """A row for each value with its standard error, and the detector's handedness."""
+    names = [str(name) for name in fit.data_vars if f"{name}_stderr" in fit]
+    rows = []
+    for name in names:
+        value, stderr = float(fit[name]), float(fit[f"{name}_stderr"])
+        # to two figures of the error; an error of 0 is that of a value that was given
+        known = not (stderr > 0 and math.isfinite(stderr))
+        decimals = 2 if known else max(0, 1 - math.floor(math.log10(stderr)))
+        error = f"{'given':<10}" if known else f"± {stderr:<8.{decimals}f}"
+        rows.append(f"{name:<12} {value:>10.{decimals}f} {error} {fit[name].attrs['units']}")
+    return [*rows, f"detector: {'transposed' if int(fit['transposed']) else 'not transposed'}"]
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from misr._plot_calibration import plot_landscape
+from misr._plot_style import BLUE, FONTS, ORANGE, load_holoviews
 from misr.resolution import frc_resolution, frc_threshold, resolution_words
 
 if TYPE_CHECKING:
     import holoviews as hv
 
-__all__ = ["plot_frc", "plot_image", "plot_views", "robust_limits"]
+__all__ = ["plot_frc", "plot_image", "plot_landscape", "plot_views", "robust_limits"]
 
 _IMAGE_DIMS = (("y", "x"), ("scan_y", "scan_x"))
-_HALF_MAPS, _AGAINST_TRUTH, _LEVEL = "#0f6cbd", "#c2571a", "#5a5a5a"  # told apart in grey and by the colour-blind
-_FONTS = {"title": "10.5pt", "labels": "9.5pt", "ticks": "8.5pt", "legend": "8.5pt"}
+_HALF_MAPS, _AGAINST_TRUTH = BLUE, ORANGE
 _TOP_TICKS = (10.0, 5.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5)
 
 
@@ -69,7 +70,7 @@ def plot_image(
     >>> [str(d.pprint_label) for d in picture.kdims], picture.bounds.lbrt()
     (['x (nm)', 'y (nm)'], (-0.1, -0.1, 1.5, 1.5))
     """
-    hv = _holoviews()
+    hv = load_holoviews()
     y, x = (_nanometres(image, axis) for axis in (0, 1))
     low, high = robust_limits(image, percentiles=percentiles) if limits is None else limits
     label = str(image.attrs.get("long_name") or image.name or "value")
@@ -103,7 +104,7 @@ def plot_image(
         toolbar="above",
         autohide_toolbar=True,
         framewise=True,
-        fontsize=_FONTS,
+        fontsize=FONTS,
     )
 
 
@@ -191,7 +192,7 @@ def plot_frc(
     >>> plot_frc(frc, threshold=0.5).opts.get("plot").kwargs["title"]
     'half maps: 3.57 Å'
     """
-    hv = _holoviews()
+    hv = load_holoviews()
     parts = _frc_parts(hv, frc, threshold, "half maps", _HALF_MAPS)
     titles = [f"half maps: {resolution_text(frc, threshold=threshold)}"]
     if truth is not None:
@@ -219,7 +220,7 @@ def plot_frc(
         toolbar="above",
         autohide_toolbar=True,
         framewise=True,
-        fontsize=_FONTS,
+        fontsize=FONTS,
     )
 
 
@@ -281,7 +282,7 @@ def plot_views(views: xr.DataArray, *, view: int | None = None, size: int = 300)
     >>> len(plot_views(misr.synthesize_views(cube, n_views=7)))
     2
     """
-    hv = _holoviews()
+    hv = load_holoviews()
     missing = [name for name in ("view", "det_y", "det_x", "shift_y", "shift_x") if name not in views.coords]
     if missing:
         raise ValueError(f"expected a stack of views with {missing}: make it with misr.synthesize_views(cube)")
@@ -295,21 +296,12 @@ def plot_views(views: xr.DataArray, *, view: int | None = None, size: int = 300)
     points = hv.Points((views.det_x.values, views.det_y.values), kdims=axes).opts(
         backend="bokeh", size=4, color=_HALF_MAPS, title="where each view was recorded", data_aspect=1,
         frame_width=size, frame_height=size, invert_yaxis=True, padding=0.08, default_tools=["save"], tools=[],
-        autohide_toolbar=True, fontsize=_FONTS,
+        autohide_toolbar=True, fontsize=FONTS,
     )  # fmt: skip
     chosen = hv.Points([(float(one.det_x), float(one.det_y))], kdims=axes).opts(
         backend="bokeh", size=13, fill_alpha=0, line_width=2.5, color=_AGAINST_TRUTH
     )
     return (image + points * chosen).opts(backend="bokeh", shared_axes=False)
-
-
-def _holoviews() -> Any:
-    import holoviews as hv
-    import holoviews.plotting.bokeh  # registers the options used here, whether or not an extension was loaded
-
-    if not hv.Store.current_backend or hv.Store.current_backend not in hv.Store.renderers:
-        hv.Store.set_current_backend("bokeh")
-    return hv
 
 
 def _nanometres(image: xr.DataArray, axis: int) -> np.ndarray:

@@ -1,12 +1,13 @@
-"""The matched filter is the overlap function's, its derivatives are its own, and refinement climbs to an honest error."""
+"""The matched filter is the overlap function's, its slopes are its own, and refinement climbs to an honest error."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from phase_object import at_dose
+from phase_object import at_dose, atoms_phase, phase_object_cube
 from scipy import stats
 
 import misr
@@ -127,15 +128,17 @@ def test_simple_filter_is_the_disk_without_overlaps(alignment):
 def slope_errors(matched, alignment):
     """Relative difference of the derivatives of value and variance from finite differences, per parameter."""
     filtered, errors = matched(alignment), []
-    # small enough that the overlaps are held over the rotation; and what is no slope at all, of the value, per Å and rad
-    for i, (step, nothing) in enumerate([(1.0, 1e-4)] * 3 + [(1e-3, 1e-2)]):
+    # small enough that the overlaps are held over the rotation; and what is no slope at all, per Å and rad
+    for i, (step, nothing) in enumerate([(1.0, 1e-4)] * 3 + [(1e-3, 1e-2)] * 2):
         move = np.zeros(len(alignment.values))
         move[i] = step
         ahead, behind = matched(alignment.moved(move)), matched(alignment.moved(-move))
         for name, derivative in (("v", "slope"), ("variance", "variance_slope")):
             measured = (getattr(ahead, name) - getattr(behind, name)) / (2 * step)
             given = getattr(filtered, derivative)[:, i]
-            size = max(np.linalg.norm(given), np.linalg.norm(measured), nothing * np.linalg.norm(getattr(filtered, name)))
+            size = max(
+                np.linalg.norm(given), np.linalg.norm(measured), nothing * np.linalg.norm(getattr(filtered, name))
+            )
             errors.append(float(np.linalg.norm(measured - given) / size))
     return errors
 
@@ -164,18 +167,18 @@ def test_gram_and_mixed_are_sums_over_pixels(alignment):
     # γ at every pixel, from the filter itself fed with one lit pixel at a time, would be slow: analytically instead
     number = (spectra.positions * spectra.trust * spectra.counts[:, :, None]).T.reshape(-1, *spectra.counts.shape[::-1])
     weight = np.swapaxes(number, 1, 2)
-    steps = np.array([0.5, 0.5, 0.5, 2e-4])
+    steps = np.array([0.5, 0.5, 0.5, 2e-4, 1e-3])
     gamma = frozen_overlap(spectra, alignment, alignment)
     slopes = []
     for i, step in enumerate(steps):
-        move = np.zeros(4)
+        move = np.zeros(len(steps))
         move[i] = step
         ahead, behind = (frozen_overlap(spectra, alignment.moved(sign * move), alignment) for sign in (1, -1))
         slopes.append((ahead - behind) / (2 * step))
-    for i in range(4):
+    for i in range(len(steps)):
         mixed = (weight * gamma.conj() * slopes[i]).sum((1, 2))
         assert np.linalg.norm(filtered.mixed[:, i] - mixed) < 0.02 * np.linalg.norm(mixed)
-        for j in range(4):
+        for j in range(len(steps)):
             gram = (weight * slopes[i].conj() * slopes[j]).sum((1, 2)).real
             size = np.sqrt((weight * abs(slopes[i]) ** 2).sum() * (weight * abs(slopes[j]) ** 2).sum())
             assert abs(filtered.gram[:, i, j] - gram).sum() < 0.02 * size
@@ -190,7 +193,7 @@ def frozen_overlap(spectra, alignment, masks_at):
     at = masks_at.to_detector(*masks_at.shifts(spectra.q_y, spectra.q_x))
     blur = np.sinc(wavelength * at[0] * spectra.pixel[0]) * np.sinc(wavelength * at[1] * spectra.pixel[1])
     g_y, g_x = alignment.shifts(spectra.q_y, spectra.q_x)
-    chi = (math.pi * wavelength * (g_y * spectra.q_y + g_x * spectra.q_x))[:, None, None]
+    chi = (math.pi * wavelength * (g_y * spectra.q_y + g_x * spectra.q_x) - alignment.absorption)[:, None, None]
     q_y, q_x = (component[:, None, None] for component in masks_at.to_detector(spectra.q_y, spectra.q_x))
     width = math.sqrt(spectra.pixel[0] * spectra.pixel[1])
 
@@ -206,6 +209,7 @@ def frozen_overlap(spectra, alignment, masks_at):
 @pytest.mark.parametrize("simple", [False, True])
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_twin_gives_the_negative(alignment, simple):
+    alignment = replace(alignment, absorption=0.2)
     spectra = spectra_of(noise_cube(2.0))
     twin = Alignment(
         C10=-alignment.C10,
@@ -213,6 +217,7 @@ def test_twin_gives_the_negative(alignment, simple):
         C12b=-alignment.C12b,
         rotation=alignment.rotation + math.pi,
         transposed=alignment.transposed,
+        absorption=-alignment.absorption,
     )
     own, other = (MatchedFilter(spectra, simple=simple)(a) for a in (alignment, twin))
     assert abs(own.v + other.v).max() < 1e-3 * abs(own.v).max()
@@ -254,6 +259,16 @@ def counted(make_scan):
 TRUTH = Alignment(C10=1200.0, C12a=40 * math.cos(1.0), C12b=40 * math.sin(1.0), rotation=0.0)
 
 
+def away_from_truth(*steps):
+    """In C10, C12a, C12b (Å), rotation and absorption (rad)."""
+    return TRUTH.moved(np.array([*steps, *[0.0] * (len(TRUTH.values) - len(steps))]))
+
+
+def geometry(found):
+    """C10, C12a, C12b and rotation, and their standard errors."""
+    return found.alignment.values[:4], np.sqrt(np.diag(np.linalg.inv(found.information)))[:4]
+
+
 def climb(spectra, start, **options):
     prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
     return refine(MatchedFilter(spectra), prior, start, **({"astigmatism_A": 60.0, "steps": 20} | options))
@@ -263,7 +278,7 @@ def test_refine_never_loses_likelihood(counted):
     spectra = counted(300, 0)
     generator = np.random.default_rng(0)
     for _ in range(6):
-        start = TRUTH.moved(generator.normal(size=4) * [150, 40, 40, 0.1])
+        start = away_from_truth(*generator.normal(size=4) * [150, 40, 40, 0.1])
         logs = [climb(spectra, start, steps=steps).log for steps in (0, 1, 4)]
         assert logs[0] <= logs[1] <= logs[2]
 
@@ -272,15 +287,15 @@ def test_refine_never_loses_likelihood(counted):
 def test_refine_finds_the_optimum_from_three_per_cent_off(counted, away):
     spectra = counted(1000, 1)
     matched, prior = MatchedFilter(spectra), PowerPrior(spectra.q, area_A2=spectra.area_A2)
-    found = refine(matched, prior, TRUTH.moved(np.array(away)), astigmatism_A=60.0, steps=20)
-    stderr = np.sqrt(np.diag(np.linalg.inv(found.information)))
-    assert (abs(found.alignment.values - TRUTH.values) < 3 * stderr + [6.0, 0, 0, 0]).all()  # as below
-    assert stderr[0] < 12
+    found = refine(matched, prior, away_from_truth(*away), astigmatism_A=60.0, steps=20)
+    values, stderr = geometry(found)
+    assert (abs(values - TRUTH.values[:4]) < 3 * stderr + np.array([6.0, 0, 0, 0])).all()  # as below
+    assert stderr[0] < 15
     assert stderr[3] < math.radians(1)
     # nothing near is clearly more likely (each standard error costs about a half)
     for i in range(4):
         for sign in (-1, 1):
-            move = np.zeros(4)
+            move = np.zeros(len(TRUTH.values))
             move[i] = sign * stderr[i]
             near = refine(matched, prior, found.alignment.moved(move), astigmatism_A=60.0, steps=0)
             assert near.log < found.log + 0.1
@@ -291,19 +306,30 @@ def test_refine_finds_the_optimum_from_three_per_cent_off(counted, away):
 
 def test_fixed_parameters_stay(counted):
     spectra = counted(1000, 1)
-    start = TRUTH.moved(np.array([30.0, 0, 0, 0.03]))
-    found = climb(spectra, start, fixed=(False, False, False, True))
+    start = away_from_truth(30.0, 0, 0, 0.03)
+    found = climb(spectra, start, fixed=(False, False, False, True, False))
     assert found.alignment.rotation == start.rotation
     assert found.alignment.C10 != start.C10
 
 
 def test_standard_errors_are_the_scatter_of_repeated_fits(counted):
     found = [climb(counted(1000, seed), TRUTH, steps=6) for seed in range(20)]
-    values = np.array([fit.alignment.values for fit in found])
-    stderr = np.array([np.sqrt(np.diag(np.linalg.inv(fit.information))) for fit in found]).mean(0)
+    values, stderr = (np.array(part) for part in zip(*map(geometry, found), strict=True))
+    stderr = stderr.mean(axis=0)
     # twenty fits tell their scatter to 16 %
     ratio = values.std(axis=0, ddof=1) / stderr
     assert (ratio > 0.6).all(), ratio
     assert (ratio < 1.4).all(), ratio
     # the simulator's pixels sample where the model's integrate, which costs half a per cent of the defocus in 48 Å
-    assert (abs(values.mean(axis=0) - TRUTH.values) < stderr + [6.0, 0, 0, 0]).all()
+    assert (abs(values.mean(axis=0) - TRUTH.values[:4]) < stderr + np.array([6.0, 0, 0, 0])).all()
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.25])
+def test_absorption_is_told_from_defocus(angle):
+    # an object that scatters i φ exp(iη)
+    phase = atoms_phase((96, 96), 0.5, rng=1, strength=0.02) * np.exp(1j * angle)
+    cube, _ = phase_object_cube(phase, 0.5, aberrations={"C10": 1200.0, "C12": 40.0, "phi12": 0.5})
+    found = climb(spectra_of(at_dose(cube, 1e4, rng=0)), TRUTH)
+    stderr = np.sqrt(np.diag(np.linalg.inv(found.information)))
+    assert abs(found.alignment.absorption - angle) < 4 * stderr[4] + 0.02
+    assert abs(found.alignment.C10 - 1200) < 4 * stderr[0] + 6

@@ -124,6 +124,19 @@ def test_the_cubes_are_those_of_the_seeds(table):
     assert table.truth_of(3)[2].uniform() == table.truth_of(3)[2].uniform()
 
 
+def test_a_swapped_camera_leaves_no_mark(table, make_scan):
+    cube = make_scan(pixels=32, det_bin=4)[0]
+    swapped = table.as_recorded(cube, TRUTH | {"transposed": 1})
+    assert swapped.attrs == cube.attrs
+    np.testing.assert_array_equal(swapped[..., 3, 7], cube[..., 7, 3])
+    assert table.as_recorded(cube, TRUTH) is cube
+
+
+@pytest.mark.parametrize(("index", "width"), [(0, None), (2, 0.18), (11, 0.09), (17, 0.38)])
+def test_rings_are_as_wide_as_the_crystal_wants(table, index, width):
+    assert table.ring_width(index) == width
+
+
 def row(table, errors, found, *, confident, dose=100.0):
     made = {"index": 0, "class": "amorphous", "dose": dose, "draw": 0, "method": "misr", "seconds": 1.0}
     made |= {"confident": confident, "reason": "doubt", "probability": 1.0, "sign_probability": 0.6}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -186,13 +187,130 @@ def test_missing_calibration_is_asked_for_by_name(tmp_path, capsys):
     assert "semiangle_mrad: not known, will be estimated" in capsys.readouterr().out
 
 
-def test_unknown_aberrations_are_asked_for(tmp_path, capsys):
-    k = np.arange(16) - 7.5
-    disk = (np.hypot(*np.meshgrid(k, k)) < 5).astype(np.uint8)
-    cube = misr.cube_from_array(
-        np.broadcast_to(disk, (8, 8, 16, 16)), scan_step_A=2, det_step_mrad=2, energy_eV=3e5, semiangle_mrad=10
+@pytest.fixture(scope="module")
+def bare_scan(scan, tmp_path_factory):
+    """The same scan by a microscope that tells neither aberrations nor rotation."""
+    cube = misr.read_cube(scan)
+    cube.attrs = {name: value for name, value in cube.attrs.items() if name not in ("C10_A", "rotation_deg")}
+    path = tmp_path_factory.mktemp("cli") / "bare.nc"
+    misr.save_cube(cube, path)
+    return path
+
+
+def one_line(text, *words):
+    """The one line of the text that says all of these."""
+    lines = [line for line in text.splitlines() if all(word in line for word in words)]
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+def test_fit_prints_and_saves_what_it_finds(bare_scan, tmp_path, capsys):
+    target = tmp_path / "fit.nc"
+    given = ["--rotation-deg", "0", "--max-defocus-A", "3000", "-o", str(target)]
+    assert main(["fit", str(bare_scan), *given]) == 0
+    captured = capsys.readouterr()
+    row = one_line(captured.out, "C10", "±", "Å").split()
+    assert float(row[1]) == pytest.approx(-1500, abs=15)
+    assert one_line(captured.out, "rotation_deg").split() == ["rotation_deg", "0.00", "given", "degrees"]
+    assert "detector: not transposed" in captured.out
+    assert "descan: none seen" in captured.out
+    assert captured.out.splitlines()[-1] == "confident"
+    assert captured.err == ""
+    saved = misr.read_result(target)
+    assert float(saved.C10) == pytest.approx(float(row[1]), abs=float(row[3]))
+    assert bool(saved.attrs["confident"]) is True
+
+
+def test_run_says_what_it_found(bare_scan, tmp_path, capsys):
+    target = tmp_path / "image.nc"
+    arguments = ["run", str(bare_scan), "-o", str(target), "--rotation-deg", "0", "--views", "50"]
+    assert main(arguments) == 0
+    line = one_line(capsys.readouterr().out, "found C10")
+    attrs = misr.read_result(target).attrs
+    assert line == (
+        f"found C10 = {attrs['C10_A']:.0f} Å, C12 = {attrs['C12_A']:.0f} Å, rotation {attrs['rotation_deg']:.1f}° "
+        "(certain)"
     )
-    misr.save_cube(cube, tmp_path / "scan.nc")
-    assert main(["run", str(tmp_path / "scan.nc"), "-o", str(tmp_path / "image.nc")]) == 2
-    assert "aberrations" in capsys.readouterr().err
-    assert not (tmp_path / "image.nc").exists()
+    assert attrs["C10_A"] == pytest.approx(-1500, abs=15)
+
+
+def fitted(*, confident=True, transposed=0, **values):
+    """A fit's Dataset, as `misr.fit_aberrations` labels it."""
+    units = {"C": "Å", "p": "rad", "r": "degrees"}
+    variables = {"transposed": ((), transposed, {"units": "1"})}
+    for name, (value, stderr) in values.items():
+        variables[name] = ((), value, {"units": units[name[0]]})
+        variables[f"{name}_stderr"] = ((), stderr, {"units": units[name[0]]})
+    attrs = {"confident": confident} | ({} if confident else {"reason": "too few electrons"})
+    return xr.Dataset(variables, attrs=attrs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "passed"),
+    [
+        ([], {"orders": ("C10", "C12"), "defocus_sign": None, "rotation_deg": None, "max_defocus_A": None}),
+        (["--orders", "C30", "C21"], {"orders": ("C10", "C12", "C30", "C21")}),
+        (["--defocus-sign", "under"], {"defocus_sign": 1}),
+        (["--defocus-sign", "over", "--max-defocus-A", "900"], {"defocus_sign": -1, "max_defocus_A": 900.0}),
+        (["--rotation-deg", "-12.5"], {"rotation_deg": -12.5}),
+    ],
+)
+def test_fit_passes_on_what_is_known(arguments, passed, scan, monkeypatch):
+    seen = {}
+
+    def fit(cube, **options):
+        seen.update(options)
+        return fitted(C10=(-100.0, 1.0))
+
+    monkeypatch.setattr("misr.calibrate.fit_aberrations", fit)
+    assert main(["fit", str(scan), *arguments]) == 0
+    assert {name: seen[name] for name in passed} == passed
+
+
+@pytest.mark.parametrize(
+    ("stderr", "shown"), [(4.04, ("-1493.3", "4.0")), (0.0312, ("-1493.312", "0.031")), (104.2, ("-1493", "104"))]
+)
+def test_values_have_the_figures_of_their_errors(stderr, shown, scan, capsys, monkeypatch):
+    monkeypatch.setattr("misr.calibrate.fit_aberrations", lambda *_, **__: fitted(C10=(-1493.3121, stderr)))
+    assert main(["fit", str(scan)]) == 0
+    assert one_line(capsys.readouterr().out, "C10").split() == ["C10", shown[0], "±", shown[1], "Å"]
+
+
+def test_doubt_is_said_and_not_an_error(scan, capsys, monkeypatch):
+    doubtful = fitted(confident=False, transposed=1, C10=(-1500.0, 90.0))
+
+    def fit(*_, **__):
+        warnings.warn("the aberrations found are not certain:\n  too few electrons", UserWarning, stacklevel=2)
+        return doubtful
+
+    monkeypatch.setattr("misr.calibrate.fit_aberrations", fit)
+    assert main(["fit", str(scan)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "not certain: too few electrons"
+    assert "detector: transposed" in captured.out
+    assert captured.err == "misr: the aberrations found are not certain: too few electrons\n"
+
+
+@pytest.mark.parametrize(("confident", "words"), [(1, "(certain)"), (0, "(not certain, see misr fit)")])
+def test_run_says_whether_it_is_certain(confident, words, scan, capsys, tmp_path, monkeypatch):
+    attrs = {"C10_A": -1493.4, "C12_A": 41.3, "rotation_deg": 89.98, "aberrations_confident": confident}
+    monkeypatch.setattr("misr.pipeline.super_resolve", lambda *_, **__: made_result(2.0, "crossed", **attrs))
+    assert main(["run", str(scan), "-o", str(tmp_path / "image.nc")]) == 0
+    expected = f"found C10 = -1493 Å, C12 = 41 Å, rotation 90.0° {words}"
+    assert capsys.readouterr().out.splitlines()[0] == expected
+
+
+def test_fit_refuses_a_bad_target_before_the_work(scan, capsys, monkeypatch):
+    def worked(*_, **__):
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("misr.calibrate.fit_aberrations", worked)
+    assert main(["fit", str(scan), "-o", "fit.csv"]) == 2
+    assert ".nc, .zarr or .zarr.zip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fit.nc", "fit.zarr", "fit.zarr.zip"])
+@pytest.mark.parametrize("confident", [True, False])
+def test_confidence_survives_a_file(name, confident, tmp_path):
+    misr.save_result(fitted(confident=confident, C10=(-1500.0, 3.0)), tmp_path / name)
+    assert bool(misr.read_result(tmp_path / name).attrs["confident"]) is confident

@@ -9,7 +9,7 @@ import xarray as xr
 
 import misr
 from misr.cube import image_from_array
-from misr.plot import plot_frc, plot_image, plot_views, resolution_text, robust_limits
+from misr.plot import plot_frc, plot_image, plot_landscape, plot_views, resolution_text, robust_limits
 
 hv = pytest.importorskip("holoviews")
 
@@ -129,6 +129,74 @@ def test_views_are_drawn_where_they_were_recorded():
         plot_views(views, view=7)
     with pytest.raises(ValueError, match="synthesize_views"):
         plot_views(cube)
+
+
+def made_landscape(rotations, C10=(-2000.0, -1000.0, 0.0, 1000.0, 2000.0)):
+    """Each place has its own value, and the highest is at the last rotation and the second C10."""
+    values = np.arange(len(rotations) * len(C10), dtype=float).reshape(len(rotations), len(C10))
+    values[-1, 1] = 100.0
+    coords = {"rotation_deg": list(rotations), "C10": list(C10)}
+    return xr.DataArray(values, dims=("rotation_deg", "C10"), coords=coords, name="log_likelihood")
+
+
+def fit_at(C10, rotation_deg):
+    return xr.Dataset({"C10": C10, "rotation_deg": rotation_deg})
+
+
+def test_landscape_of_one_rotation_is_a_curve_over_defocus():
+    landscape = made_landscape([90.0])
+    overlay = plot_landscape(landscape, fit=fit_at(-990.0, 91.0))
+    (curve,), (line,) = (overlay.traverse(lambda e: e, [kind]) for kind in (hv.Curve, hv.VLine))
+    np.testing.assert_array_equal(curve.dimension_values("C10"), landscape.C10)
+    np.testing.assert_array_equal(curve.dimension_values("log_likelihood"), landscape.values[0])
+    assert line.data == -990
+    figure = render(overlay)
+    assert (figure.xaxis[0].axis_label, figure.yaxis[0].axis_label) == ("C10 (Å)", "log-likelihood")
+    assert (figure.x_range.start, figure.x_range.end) == (-2000, 2000)
+    assert figure.title.text == "rotation 90°"
+    assert not plot_landscape(landscape).traverse(lambda e: e, [hv.VLine])
+
+
+def test_curve_at_the_twins_rotation_marks_the_twin():
+    overlay = plot_landscape(made_landscape([90.0]), fit=fit_at(-990.0, 271.0))
+    assert overlay.traverse(lambda e: e, [hv.VLine])[0].data == 990
+
+
+def test_landscape_of_rotations_is_an_image_with_the_fit_and_its_twin():
+    # unevenly spaced, as trial values may be
+    landscape = made_landscape([0.0, 90.0, 150.0, 300.0])
+    overlay = plot_landscape(landscape, fit=fit_at(-1000.0, 300.0))
+    table = overlay.traverse(lambda e: e, [hv.QuadMesh])[0].dframe()
+    best = table.loc[table["log_likelihood"].idxmax()]
+    assert (best["C10"], best["rotation_deg"]) == (-1000, 300)
+    points = [tuple(e.array()[0]) for e in overlay.traverse(lambda e: e, [hv.Points])]
+    assert points == [(-1000, 300), (1000, 120)]
+    figure = render(overlay)
+    assert (figure.xaxis[0].axis_label, figure.yaxis[0].axis_label) == ("C10 (Å)", "rotation (degrees)")
+    mapper = figure.select_one({"type": hv_mapper()})
+    assert (mapper.low, mapper.high) == (0, 100)
+    kinds = {type(model).__name__ for model in figure.references()}
+    assert "ColorBar" in kinds
+
+
+def test_rings_outside_the_rotations_shown_are_left_out():
+    overlay = plot_landscape(made_landscape([-20.0, 0.0, 20.0]), fit=fit_at(-1000.0, 355.0))
+    points = [tuple(e.array()[0]) for e in overlay.traverse(lambda e: e, [hv.Points])]
+    assert points == [(-1000, -5)]
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (made_landscape([0.0]).isel(rotation_deg=0), "misr.aberration_landscape"),
+        (np.zeros((2, 2)), "misr.aberration_landscape"),
+        (made_landscape([0.0], C10=[-1000.0, 0.0]).isel(C10=[0]), "fewer than two values of C10"),
+        (made_landscape([0.0]).isel(C10=slice(None, None, -1)), "C10 of the landscape must rise"),
+    ],
+)
+def test_what_is_not_a_landscape_is_refused(broken, words):
+    with pytest.raises(ValueError, match=words):
+        plot_landscape(broken)
 
 
 def test_importing_the_module_loads_no_plotting_library():

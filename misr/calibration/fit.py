@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.special import log_ndtr
 
 from misr.calibration.higher import GeneralFilter, higher_parts, prior_widths
 from misr.calibration.modes import Modes, Question, find_modes
 from misr.calibration.prior import PowerPrior
-from misr.calibration.refine import Alignment, MatchedFilter, Refined, refine
+from misr.calibration.refine import FIRST_HIGHER, Alignment, MatchedFilter, Refined, refine
 from misr.calibration.sign import skewness_of
 from misr.calibration.spectra import Spectra, spectra_of
 
@@ -21,6 +22,9 @@ __all__ = ["Fit", "Knowledge", "fit_cube", "landscape"]
 _ORDERS = ("C10", "C12", "C21", "C23", "C30")
 _SHARP = 0.8  # of the band limit: atoms are sharp, and the sign is seen by that
 _HIGHER_FREQUENCIES = 5000  # the lowest: enough for orders that bend the phase over the whole aperture
+_ABSORPTION = 4  # place among an alignment's values
+_ABSORPTION_ERROR = 0.03  # rad: what thickness and finite slopes may pass for
+_CLEAR = 12.0  # log-odds from which on the skewness is not asked
 _RIVAL = 0.4  # a rival with this share of the likelihood is one that a model error could lift to the top
 
 
@@ -43,6 +47,7 @@ class Fit:
     alignment: Alignment
     values: dict[str, float]
     errors: dict[str, float]
+    absorption_error: float
     log: float
     probability: float
     sign_probability: float
@@ -104,10 +109,11 @@ def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
         alignment=best.alignment,
         values=values,
         errors=errors,
+        absorption_error=math.sqrt(float(np.linalg.pinv(best.information)[_ABSORPTION, _ABSORPTION])),
         log=best.log,
         probability=modes.probability,
         sign_probability=sign_probability,
-        rival=_rival(spectra, modes, question),
+        rival=_rival(modes, question),
     )
 
 
@@ -122,10 +128,20 @@ def _right_way_up(cube: xr.DataArray, mode: Refined, known: Knowledge, device: s
     if known.sign is not None:
         turned = math.copysign(1, mode.alignment.C10) != known.sign
         return (_twin(mode) if turned else mode), 1.0
-    sharp = _band_limit(cube) * _SHARP
-    spectra = spectra_of(cube, max_defocus_A=known.largest_A, q_max=sharp, most_frequencies=20000, device=device)
-    skewness = skewness_of(spectra, mode.alignment)
-    return (_twin(mode) if skewness.score < 0 else mode), 1 - skewness.chance
+    odds = _absorption_odds(mode)
+    if abs(odds) < _CLEAR:
+        sharp = _band_limit(cube) * _SHARP
+        spectra = spectra_of(cube, max_defocus_A=known.largest_A, q_max=sharp, most_frequencies=20000, device=device)
+        skewness = skewness_of(spectra, mode.alignment)
+        odds += math.copysign(math.log((1 - skewness.chance) / skewness.chance), skewness.score)
+    return (_twin(mode) if odds < 0 else mode), 1 / (1 + math.exp(-min(abs(odds), 50.0)))
+
+
+def _absorption_odds(mode: Refined) -> float:
+    """Log-odds that the absorption is positive, as it must be where the phase is."""
+    variance = float(np.linalg.pinv(mode.information)[_ABSORPTION, _ABSORPTION]) + _ABSORPTION_ERROR**2
+    z = mode.alignment.absorption / math.sqrt(variance)
+    return float(log_ndtr(z) - log_ndtr(-z))
 
 
 def _band_limit(cube: xr.DataArray) -> float:
@@ -138,25 +154,19 @@ def _band_limit(cube: xr.DataArray) -> float:
 
 def _twin(mode: Refined) -> Refined:
     a = mode.alignment
-    turned = replace(a, C10=-a.C10, C12a=-a.C12a, C12b=-a.C12b, rotation=a.rotation + math.pi)
+    turned = Alignment(-a.C10, -a.C12a, -a.C12b, a.rotation + math.pi, a.transposed, -a.absorption)
     return replace(mode, alignment=turned)
 
 
-def _rival(spectra: Spectra, modes: Modes, question: Question) -> str | None:
+def _rival(modes: Modes, question: Question) -> str | None:
     """What else nearly explains the data, where counting statistics say little of the model's own errors."""
-    best = modes.found[0]
-    prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
-    known: dict[str, Any] = {"astigmatism_A": question.astigmatism_A, "fixed": question.fixed, "steps": 4}
-    if refine(MatchedFilter(spectra, absorbing=True), prior, best.alignment, **known).log > best.log:
+    log = modes.found[0].log
+    if modes.absorption_log > log:
         return (
             "absorption (amplitude contrast) explains the data better than phase contrast does, so that its defocus "
             "means nothing: defocus more, or check that these are counts of a thin specimen"
         )
-    if question.rotation is not None:
-        return None
-    opposite = replace(best.alignment, rotation=best.alignment.rotation + math.pi)
-    other = refine(MatchedFilter(spectra), prior, opposite, **known)
-    if other.log > _RIVAL * best.log:
+    if question.rotation is None and modes.opposite_log > _RIVAL * log:
         return (
             "the opposite defocus at the same rotation explains nearly as much: the scan step is close to a whole "
             "fraction of the crystal's period, so that a reflection and its opposite fold together. Give rotation_deg "
@@ -185,7 +195,7 @@ def _polar(
     covariance[np.ix_(free, free)] = np.linalg.pinv(mode.information[np.ix_(free, free)])
     values, errors = {"C10": a.C10}, {"C10": math.sqrt(covariance[0, 0])}
     places = {"C12": (1, 2)}
-    for i, (name, _) in enumerate(higher_parts(orders), start=4):
+    for i, (name, _) in enumerate(higher_parts(orders), start=FIRST_HIGHER):
         places[name] = (*places.get(name, ()), i)
     for name, place in places.items():
         parts = a.values[list(place)]

@@ -92,7 +92,7 @@ class GeneralFilter:
         detector = [tensor(self.k_y), tensor(self.k_x)]
         k = _to_scan(alignment, *detector)
         q = [tensor(spectra.q_y[part])[:, None], tensor(spectra.q_x[part])[:, None]]
-        values = np.delete(alignment.values, 3)
+        values = np.delete(alignment.values, (3, 4))
         overlaps, phases, slopes = [], [], []
         for sign in (-1, 1):
             moved = [k[0] + sign * q[0], k[1] + sign * q[1]]
@@ -103,9 +103,9 @@ class GeneralFilter:
             gradient = [self._gradient(values, *k)[i] - self._gradient(values, *moved)[i] for i in range(2)]
             # rotating the detector moves k by (-k_x, k_y) in (y, x) order: `misr.optics.rotate`
             rotation = -gradient[0] * k[1] + gradient[1] * k[0]
-            slopes.append(torch.cat([terms[:3], rotation[None], terms[3:]]))
-        minus = torch.polar(overlaps[0], phases[0])
-        plus = torch.polar(overlaps[1], -phases[1])
+            slopes.append(torch.cat([terms[:3], rotation[None], torch.ones_like(rotation)[None], terms[3:]]))
+        minus = torch.polar(overlaps[0], phases[0] + alignment.absorption)
+        plus = torch.polar(overlaps[1], -phases[1] - alignment.absorption)
         gamma = 1j * (minus - plus)
         derivative = -(slopes[0] * minus + slopes[1] * plus)
         blur, scale = self._blur(alignment, part), spectra.positions * spectra.trust[part]

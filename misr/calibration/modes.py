@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from misr.calibration.prior import PowerPrior
-from misr.calibration.refine import Alignment, MatchedFilter, Refined, refine
+from misr.calibration.refine import ABSORPTION, Alignment, MatchedFilter, Refined, refine
 from misr.calibration.search import (
     EnergyTable,
     Scan,
@@ -25,6 +26,7 @@ from misr.optics import axial_overlap
 __all__ = ["Modes", "Question", "find_modes"]
 
 _STARTS = 12  # from each scan
+_SPOT_STARTS = 64  # solutions for pairs of reflections: cheap, and often wrong about the aliases
 _CLIMBED = 8  # of which so many are followed with the simple filter, and
 _FINISHED = 4  # so many with the exact one
 _ROTATION_NEAR = 2 * math.pi / 24  # the coarsest rings of the scan have 24 rotations
@@ -46,8 +48,8 @@ class Question:
 
     @property
     def fixed(self) -> tuple[bool, ...]:
-        """Which of C10, C12a, C12b and rotation are known."""
-        return (False, False, False, self.rotation is not None)
+        """Which of C10, C12a, C12b, rotation and absorption are known."""
+        return (False, False, False, self.rotation is not None, False)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Modes:
 
     found: list[Refined]
     probability: float  # of the first, against the others and against there being nothing but noise
+    absorption_log: float  # log-likelihood near the first, were the object one that absorbs
+    opposite_log: float  # and, for crystals, at the same rotation with the opposite defocus
 
 
 def find_modes(spectra: Spectra, question: Question) -> Modes:
@@ -84,8 +88,14 @@ def find_modes(spectra: Spectra, question: Question) -> Modes:
     looked = _separate(sorted(looked, key=lambda mode: -mode.log))[:_FINISHED]
     modes = [refine(exact, prior, mode.alignment, steps=5, **known) for mode in looked]
     modes = _separate(sorted(modes, key=lambda mode: -mode.log))
-    modes[0] = refine(exact, prior, modes[0].alignment, steps=20, **known)
-    return _weighed(modes, question)
+    best = modes[0] = refine(exact, prior, modes[0].alignment, steps=20, **known)
+    absorption = refine(partial(exact, absorbing=True), prior, best.alignment, steps=2, **known).log
+    opposite = -math.inf
+    if spots is not None:
+        turned = replace(best.alignment, rotation=best.alignment.rotation + math.pi)
+        opposite = refine(exact, prior, turned, steps=4, **known).log
+    found, probability = _weighed(modes, question)
+    return Modes(found, probability, absorption, opposite)
 
 
 def _prior(spectra: Spectra, envelope: Any = 1.0) -> PowerPrior:
@@ -99,6 +109,7 @@ def _climb_spectrum(
     options: dict[str, Any] = {"largest_A": question.largest_A, "transpositions": question.transpositions}
     starts = candidates(_at_rotation(scan_spectrum(table, **options), question), number=_STARTS)
     simple = MatchedFilter(spectra, simple=True)
+    known = {**known, "fixed": (*question.fixed[:4], True)}
     prior = _prior(spectra, axial_overlap(spectra.q, cutoff=spectra.cutoff) ** 2)
     first = [refine(simple, prior, _with_rotation(start, question), steps=1, **known) for start in starts]
     first = _separate(sorted(first, key=lambda mode: -mode.log))[:_CLIMBED]
@@ -118,9 +129,11 @@ def _climb_spots(
             continue
         if not any(same_peak(trial, other) for other in starts):
             starts.append(trial)
-        if len(starts) == 2 * _STARTS:
+        if len(starts) == _SPOT_STARTS:
             break
-    climbed = [refine(exact, prior, _with_rotation(start, question), steps=6, **known) for start in starts]
+    first = [refine(exact, prior, _with_rotation(start, question), steps=1, **known) for start in starts]
+    first = _separate(sorted(first, key=lambda mode: -mode.log))[:_STARTS]
+    climbed = [refine(exact, prior, mode.alignment, steps=6, **known) for mode in first]
     return [mode.alignment for mode in _separate(sorted(climbed, key=lambda mode: -mode.log))]
 
 
@@ -155,10 +168,11 @@ def _separate(modes: list[Refined]) -> list[Refined]:
     return kept
 
 
-def _weighed(modes: list[Refined], question: Question) -> Modes:
+def _weighed(modes: list[Refined], question: Question) -> tuple[list[Refined], float]:
     """Probability of the best mode by Laplace's method: the evidence is the peak's height times its volume."""
     free = ~np.asarray(question.fixed)
     volume = question.largest_A * 2 * math.pi * question.astigmatism_A**2 * len(question.transpositions)
+    volume *= math.sqrt(2 * math.pi) * ABSORPTION
     volume *= 2 if question.rotation is not None else 2 * math.pi
     logs = []
     for mode in modes:
@@ -168,4 +182,4 @@ def _weighed(modes: list[Refined], question: Question) -> Modes:
     evidence = np.array([*logs, 0.0])  # the last: noise alone
     order = np.argsort(-evidence[:-1])
     chance = np.exp(evidence - evidence.max())
-    return Modes([modes[i] for i in order], float(chance[order[0]] / chance.sum()))
+    return [modes[i] for i in order], float(chance[order[0]] / chance.sum())

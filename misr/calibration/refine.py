@@ -19,23 +19,31 @@ from misr.calibration.prior import Evidence, PowerPrior
 from misr.calibration.spectra import Spectra
 from misr.optics import aperture_fraction, rotate
 
-__all__ = ["Alignment", "Filtered", "MatchedFilter", "Refined", "refine"]
+__all__ = ["ABSORPTION", "FIRST_HIGHER", "HELD", "Alignment", "Filtered", "MatchedFilter", "Refined", "refine"]
 
 _MASK_STEP = 0.04  # rad: overlaps are recomputed when the rotation has moved by this
 _BATCH = 128  # frequencies at a time
+ABSORPTION = 0.5  # rad: standard deviation of the prior on it
 HELD = 0.1  # pixels with less of the aperture in them are left out
-_NAMES = ("C10", "C12a", "C12b", "rotation")
+_NAMES = ("C10", "C12a", "C12b", "rotation", "absorption")
+FIRST_HIGHER = len(_NAMES)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Defocus and astigmatism (Å; C12a, C12b its cosine and sine part), rotation (rad), transposed detector or not."""
+    """Defocus and astigmatism (Å; C12a, C12b its cosine and sine part), rotation (rad), transposed detector or not.
+
+    ``absorption`` is the angle η (rad) of an object that scatters ``i φ exp(iη)``: where atoms also absorb, or scatter
+    so strongly that the second order counts, ``exp(iφ) - 1 ≈ iφ - φ²/2``, it is positive. It acts as if χ(q) were
+    smaller by η, and would pass for defocus if it were not fitted.
+    """
 
     C10: float
     C12a: float
     C12b: float
     rotation: float
     transposed: bool = False
+    absorption: float = 0.0
     higher: tuple[float, ...] = ()  # Å, in the order of `misr.calibration.higher`
 
     @property
@@ -46,8 +54,8 @@ class Alignment:
     def moved(self, step: np.ndarray) -> Alignment:
         """Another alignment, that far away."""
         new = [float(value) for value in self.values + step]
-        C10, C12a, C12b, rotation, *higher = new
-        return Alignment(C10, C12a, C12b, rotation, self.transposed, tuple(higher))
+        C10, C12a, C12b, rotation, absorption, *higher = new
+        return Alignment(C10, C12a, C12b, rotation, self.transposed, absorption, tuple(higher))
 
     def shifts(self, q_y: np.ndarray, q_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``C q`` (Å, over λ): in the scan's frame."""
@@ -92,12 +100,10 @@ class MatchedFilter:
         Of the bright field.
     simple : bool
         Use the whole disk instead of its overlaps: half of the signal, in a tenth of the time.
-    absorbing : bool
-        For an object that absorbs and has no phase: as if χ(q) were larger by π/2.
     """
 
-    def __init__(self, spectra: Spectra, *, simple: bool = False, absorbing: bool = False) -> None:
-        self.spectra, self.simple, self.absorbing = spectra, simple, absorbing
+    def __init__(self, spectra: Spectra, *, simple: bool = False) -> None:
+        self.spectra, self.simple = spectra, simple
         self.device = spectra.weighted.device
         k_y, k_x = np.meshgrid(spectra.k_y, spectra.k_x, indexing="ij")
         self._k_y, self._k_x = self._tensor(k_y), self._tensor(k_x)
@@ -144,21 +150,23 @@ class MatchedFilter:
         gathered = [np.concatenate(moment) for moment in moments]
         return _Overlaps(products[0], products[1], (gathered[0], gathered[1], gathered[2]))
 
-    def __call__(self, alignment: Alignment) -> Filtered:
-        """Evaluate at an alignment."""
+    def __call__(self, alignment: Alignment, *, absorbing: bool = False) -> Filtered:
+        """Evaluate at an alignment, for an object of phase or one that absorbs: as if χ(q) were larger by π/2."""
         spectra, overlaps = self.spectra, self._overlaps(alignment)
         q_y, q_x, wavelength = spectra.q_y, spectra.q_x, spectra.wavelength
         g_y, g_x = alignment.shifts(q_y, q_x)
-        chi = math.pi * wavelength * (g_y * q_y + g_x * q_x) + (math.pi / 2 if self.absorbing else 0.0)
+        chi = math.pi * wavelength * (g_y * q_y + g_x * q_x) - alignment.absorption
+        chi = chi + (math.pi / 2 if absorbing else 0.0)
         u_y, u_x = (2 * math.pi * wavelength * u for u in alignment.to_detector(g_y, g_x))
         blur = np.sinc(u_y * spectra.pixel[0] / (2 * math.pi)) * np.sinc(u_x * spectra.pixel[1] / (2 * math.pi))
         minus = self._fourier(overlaps.minus, u_y, u_x)
         plus = minus if self.simple else self._fourier(overlaps.plus, u_y, u_x)
         # over the parameters: of the wave over the detector, and of χ(q)
-        waves = [(q_y, q_x), (-q_y, q_x), (q_x, q_y), (g_x, -g_y)]
+        waves = [(q_y, q_x), (-q_y, q_x), (q_x, q_y), (g_x, -g_y), (0 * q_y, 0 * q_x)]
         turned = [alignment.to_detector(*wave) for wave in waves]
         t_y, t_x = (2 * math.pi * wavelength * np.stack([wave[i] for wave in turned], -1) for i in range(2))
-        c = math.pi * wavelength * np.stack([q_x**2 + q_y**2, q_x**2 - q_y**2, 2 * q_x * q_y, 0 * q_y], -1)
+        chi_slopes = np.stack([q_x**2 + q_y**2, q_x**2 - q_y**2, 2 * q_x * q_y, 0 * q_y], -1)
+        c = np.column_stack([math.pi * wavelength * chi_slopes, np.full(len(q_y), -1.0)])
         return _filtered(minus, plus, overlaps.moments, chi, blur, (t_y, t_x, c), spectra.positions * spectra.trust)
 
     def _fourier(self, data: torch.Tensor, u_y: np.ndarray, u_x: np.ndarray) -> np.ndarray:
@@ -246,7 +254,7 @@ class Refined:
 
     alignment: Alignment
     log: float  # log-likelihood against noise alone, with the prior on the astigmatism
-    information: np.ndarray  # Fisher information at C10, C12a, C12b, rotation
+    information: np.ndarray  # Fisher information at C10, C12a, C12b, rotation, absorption and higher orders
     filtered: Filtered
     evidence: Evidence
 
@@ -258,7 +266,7 @@ def refine(
     *,
     astigmatism_A: float,
     steps: int,
-    fixed: tuple[bool, ...] = (False,) * 4,
+    fixed: tuple[bool, ...] = (False,) * FIRST_HIGHER,
     widths: tuple[float, ...] = (),
     tolerance: float = 0.03,
 ) -> Refined:
@@ -289,7 +297,8 @@ def refine(
         Never less likely than the start.
     """
     free = ~np.asarray((*fixed, *(False for _ in widths)))
-    penalty = np.array([0.0, astigmatism_A**-2, astigmatism_A**-2, 0.0, *(width**-2 for width in widths)])
+    known = [0.0, astigmatism_A**-2, astigmatism_A**-2, 0.0, ABSORPTION**-2]
+    penalty = np.array([*known, *(width**-2 for width in widths)])
 
     def look(alignment: Alignment) -> Refined:
         filtered = matched(alignment)

@@ -11,6 +11,7 @@ import torch
 from misr.calibration.refine import Alignment
 from misr.calibration.search import OVERSAMPLING, SMALLEST_A, EnergyTable, disk_of, table_index, tensors
 from misr.calibration.spectra import Spectra
+from misr.optics import axial_overlap
 
 __all__ = ["solve_spots", "with_spots"]
 
@@ -139,14 +140,16 @@ def _explained(
     """Sum over spots of the amplitude at the shift each map predicts: amplitudes, lest the strongest spot decide."""
     (q, spot), device = aliases, envelope.device
     base = torch.as_tensor(spot, device=device)
-    gather = torch.zeros((len(spot), len(envelope)), device=device)
-    gather[torch.arange(len(spot)), base] = 1.0
+    passed = tensors(device, axial_overlap(np.abs(q), cutoff=table.spectra.cutoff))[0]
     flat, score = envelope.reshape(-1), [np.empty(0)]
     for first in range(0, len(maps[0]), 1024):
         alpha, beta = (m[first : first + 1024, None] for m in maps)
         u = table.spectra.wavelength * (alpha * q + beta * q.conj())
         u_y, u_x = tensors(device, *((u.real, u.imag) if transposed else (u.imag, u.real)))
-        score.append(torch.sqrt(flat[table_index(table, base, u_y, u_x)] @ gather).sum(1).cpu().numpy().astype(float))
+        amplitude = torch.sqrt(flat[table_index(table, base, u_y, u_x)]) * passed
+        best = torch.zeros((len(alpha), len(envelope)), device=device)  # each spot is one of its aliases, not all
+        best.scatter_reduce_(1, base.expand(len(alpha), -1), amplitude, "amax")
+        score.append(best.sum(1).cpu().numpy().astype(float))
     return np.concatenate(score)
 
 

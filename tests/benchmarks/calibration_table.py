@@ -42,7 +42,8 @@ _CRYSTALS = ("zeolite", "perovskite", "MoS2")
 _SECRETS = ("C10_A", "C12_A", "phi12_rad", "rotation_deg", "history")
 _DRAWS = {100.0: 1, 30.0: 1}  # of electrons per cube; five at other doses, where only rates say anything
 _FAILURES = (ValueError, RuntimeError, IndexError, ZeroDivisionError, np.linalg.LinAlgError)
-_RING_WIDTH = 0.07  # 1/Å, for crystals: between reflections narrow rings hold nothing
+# 1/Å, wider than the crystal's reciprocal lattice spacing: between reflections narrower rings hold nothing
+_RING_WIDTHS = {"zeolite": 0.09, "perovskite": 0.18, "MoS2": 0.38}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,21 @@ def truth_of(index: int) -> tuple[dict[str, Any], float, np.random.Generator]:
     # a stream of its own, so that the hand changes nothing else
     truth["transposed"] = int(np.random.default_rng([778, index]).uniform() < 0.2)
     return truth, step, rng
+
+
+def ring_width(index: int) -> float | None:
+    """Of the FRC of one cube's images, 1/Å; None (one frequency pixel) without a crystal."""
+    # the first thing drawn after the optics is the crystal
+    return None if index % 3 == 0 else _RING_WIDTHS[str(truth_of(index)[2].choice(_CRYSTALS))]
+
+
+def as_recorded(cube: xr.DataArray, truth: dict[str, Any]) -> xr.DataArray:
+    """The cube from a camera that swaps its axes, if this cube's does, and without the mark that would tell."""
+    if not truth["transposed"]:
+        return cube
+    swapped = misr.transpose_detector(cube)
+    swapped.attrs = dict(cube.attrs)
+    return swapped
 
 
 def atoms_of(kind: str, rng: np.random.Generator) -> Any:
@@ -146,7 +162,7 @@ def run_cube(index: int, plan: Plan) -> list[dict[str, Any]]:
 
 def run_misr(cube: xr.DataArray, truth: dict[str, Any], dose: float) -> tuple[dict[str, Any], xr.Dataset | None]:
     """`fit_aberrations` of one cube, transposed if its truth is."""
-    given = misr.transpose_detector(cube) if truth["transposed"] else cube
+    given = as_recorded(cube, truth)
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
@@ -206,16 +222,15 @@ def fused(
     cube: xr.DataArray, phase: xr.DataArray, fit: xr.Dataset, truth: dict[str, Any], index: int
 ) -> dict[str, Any]:
     """Resolution (FRC with the truth, 0.5) of `fuse_linear` with the fitted and with the true values, Å."""
-    given = misr.transpose_detector(cube) if truth["transposed"] else cube
+    given = as_recorded(cube, truth)
     true = {name: value for name, value in truth.items() if name != "transposed"}
-    width = None if KINDS[index % 3] == "amorphous" else _RING_WIDTH
     row: dict[str, Any] = {}
     for name, calibrated in (
         ("fitted", misr.calibrate_cube(given, fit)),
         ("true", misr.with_aberrations(cube, true)),
     ):
         image = misr.fuse_linear(misr.synthesize_views(calibrated))["phase"]
-        frc = misr.fourier_ring_correlation(image, misr.phase_on_grid(phase, like=image), ring_width=width)
+        frc = misr.fourier_ring_correlation(image, misr.phase_on_grid(phase, like=image), ring_width=ring_width(index))
         resolution = misr.frc_resolution(frc, 0.5)
         row |= {f"resolution_{name}": float(resolution), f"resolution_{name}_status": resolution.attrs["status"]}
     return row
