@@ -35,10 +35,10 @@ def plot_landscape(
         rotation it becomes a curve over ``C10``, and with several an image.
     fit : xarray.Dataset, optional
         From `misr.fit_aberrations`: marked by a dashed line in a curve, and by a white ring in an image. Its twin
-        (rotation + 180°, C10 negated), which the landscape cannot tell from it, is marked by an orange dashed ring.
-        A curve whose rotation is nearer to the twin's shows the twin's C10.
+        (rotation + 180°, C10 negated), as high if the landscape's ``C12`` is 0, is marked by a dashed ring. A curve
+        whose rotation is nearer to the twin's shows the twin's C10.
     title : str, optional
-        By default the rotation of a curve; none for an image.
+        By default the rotation of a curve, or what an image shows.
     width, height : int
         Size of the frame, screen pixels.
 
@@ -68,13 +68,11 @@ def plot_landscape(
     one = landscape.sizes["rotation_deg"] == 1
     overlay = _curve(hv, landscape, fit) if one else _plane(hv, landscape, fit)
     if title is None:
-        title = f"rotation {float(landscape['rotation_deg'][0]):.4g}°" if one else ""
-    C10 = landscape["C10"].values
+        title = f"rotation {float(landscape['rotation_deg'][0]):.4g}°" if one else "log-likelihood"
     return overlay.opts(
         backend="bokeh",
         xlabel="C10 (Å)",
         ylabel="log-likelihood" if one else "rotation (degrees)",
-        xlim=(float(C10[0]), float(C10[-1])),
         title=title,
         frame_width=width,
         frame_height=height,
@@ -109,46 +107,56 @@ def _curve(hv: Any, landscape: xr.DataArray, fit: xr.Dataset | None) -> Any:
         turned = math.radians(float(fit["rotation_deg"]) - float(landscape["rotation_deg"][0]))
         place = float(fit["C10"]) * (1 if math.cos(turned) >= 0 else -1)
         parts.append(hv.VLine(place).opts(backend="bokeh", color=ORANGE, line_width=1.5, line_dash="dashed"))
-    return hv.Overlay(parts).opts(backend="bokeh", show_grid=True, gridstyle={"grid_line_color": "#eeeeee"})
+    limits = (float(landscape["C10"][0]), float(landscape["C10"][-1]))
+    return hv.Overlay(parts).opts(
+        backend="bokeh", xlim=limits, show_grid=True, gridstyle={"grid_line_color": "#eeeeee"}
+    )
 
 
 def _plane(hv: Any, landscape: xr.DataArray, fit: xr.Dataset | None) -> Any:
     C10, rotation = (np.asarray(landscape[name].values, dtype=float) for name in ("C10", "rotation_deg"))
     values = np.asarray(landscape.values, dtype=float)
     highest = float(values.max())
-    # quadrangles, since trial values need not be evenly spaced
-    plane = hv.QuadMesh((C10, rotation, values), kdims=["C10", "rotation_deg"], vdims=["log_likelihood"])
+    # an image has no seams between its pixels, but wants them all alike
+    kind = hv.Image if _even(C10) and _even(rotation) else hv.QuadMesh
+    options = {"rtol": 1e-3} if kind is hv.Image else {}
+    plane = kind((C10, rotation, values), kdims=["C10", "rotation_deg"], vdims=["log_likelihood"], **options)
     parts = [
         plane.opts(
             backend="bokeh",
             cmap="viridis",
             clim=(0.0, highest if highest > 0 else 1.0),
             colorbar=True,
-            clabel="log-likelihood",
-            colorbar_opts={"width": 12, "padding": 6, "title_standoff": 8},
+            clabel="",  # Bokeh draws it over the bar's own numbers: the title says what is shown
+            colorbar_opts={"width": 12, "padding": 6},
             tools=["hover"],
         )
     ]
     if fit is not None:
         parts += _rings(hv, fit, rotation)
-    lower, upper = _edges(rotation)
-    return hv.Overlay(parts).opts(backend="bokeh", ylim=(lower, upper))
+    return hv.Overlay(parts).opts(backend="bokeh", xlim=_edges(C10), ylim=_edges(rotation))
 
 
 def _rings(hv: Any, fit: xr.Dataset, rotation: np.ndarray) -> list[Any]:
     """The fit and its twin, as far as the rotations shown reach."""
     lower, upper = _edges(rotation)
     rings = []
-    for sign, turn, colour, dash in ((1, 0.0, "white", "solid"), (-1, 180.0, ORANGE, "dashed")):
+    for sign, turn, dash in ((1, 0.0, "solid"), (-1, 180.0, [4, 3])):
         angle = (float(fit["rotation_deg"]) + turn - lower) % 360 + lower
         if angle <= upper:
             place = [(sign * float(fit["C10"]), angle)]
             ring = hv.Points(place, kdims=["C10", "rotation_deg"])
-            look = {"size": 15, "fill_alpha": 0, "line_width": 2.5, "line_dash": dash}
-            rings.append(ring.opts(backend="bokeh", color=colour, **look))
+            rings.append(
+                ring.opts(backend="bokeh", size=24, fill_alpha=0, line_color="white", line_width=2, line_dash=dash)
+            )
     return rings
 
 
+def _even(values: np.ndarray) -> bool:
+    steps = np.diff(values)
+    return bool(np.ptp(steps) <= 1e-3 * steps.mean())
+
+
 def _edges(values: np.ndarray) -> tuple[float, float]:
-    """Outer borders of the quadrangles around these values."""
+    """Outer borders of the pixels around these values."""
     return float(1.5 * values[0] - 0.5 * values[1]), float(1.5 * values[-1] - 0.5 * values[-2])

@@ -162,17 +162,19 @@ def test_curve_at_the_twins_rotation_marks_the_twin():
     assert overlay.traverse(lambda e: e, [hv.VLine])[0].data == 990
 
 
-def test_landscape_of_rotations_is_an_image_with_the_fit_and_its_twin():
-    # unevenly spaced, as trial values may be
-    landscape = made_landscape([0.0, 90.0, 150.0, 300.0])
+@pytest.mark.parametrize(("rotations", "kind"), [((0, 100, 200, 300), "Image"), ((0, 90, 150, 300), "QuadMesh")])
+def test_landscape_of_rotations_is_an_image_with_the_fit_and_its_twin(rotations, kind):
+    landscape = made_landscape([float(angle) for angle in rotations])
     overlay = plot_landscape(landscape, fit=fit_at(-1000.0, 300.0))
-    table = overlay.traverse(lambda e: e, [hv.QuadMesh])[0].dframe()
+    table = overlay.traverse(lambda e: e, [getattr(hv, kind)])[0].dframe()
     best = table.loc[table["log_likelihood"].idxmax()]
-    assert (best["C10"], best["rotation_deg"]) == (-1000, 300)
+    assert (best["C10"], best["rotation_deg"]) == pytest.approx((-1000, 300))
     points = [tuple(e.array()[0]) for e in overlay.traverse(lambda e: e, [hv.Points])]
     assert points == [(-1000, 300), (1000, 120)]
     figure = render(overlay)
     assert (figure.xaxis[0].axis_label, figure.yaxis[0].axis_label) == ("C10 (Å)", "rotation (degrees)")
+    assert figure.y_range.end > figure.y_range.start  # unlike an image of the specimen
+    assert (figure.x_range.start, figure.x_range.end) == (-2500, 2500)
     mapper = figure.select_one({"type": hv_mapper()})
     assert (mapper.low, mapper.high) == (0, 100)
     kinds = {type(model).__name__ for model in figure.references()}
