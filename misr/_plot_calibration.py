@@ -34,8 +34,8 @@ def plot_landscape(
         From `misr.aberration_landscape`: dims ``("rotation_deg", "C10")``, degrees and Å, both rising. With one
         rotation it becomes a curve over ``C10``, and with several an image.
     fit : xarray.Dataset, optional
-        From `misr.fit_aberrations`: marked by a dashed line in a curve, and by a white ring in an image. Its twin
-        (rotation + 180°, C10 negated), as high if the landscape's ``C12`` is 0, is marked by a dashed ring. A curve
+        From `misr.fit_aberrations`: marked by a dashed line in a curve, and by a ring in an image. Its twin
+        (rotation + 180°, C10 negated), as high if the landscape's ``C12`` is 0, is marked by a square. A curve
         whose rotation is nearer to the twin's shows the twin's C10.
     title : str, optional
         By default the rotation of a curve, or what an image shows.
@@ -133,23 +133,23 @@ def _plane(hv: Any, landscape: xr.DataArray, fit: xr.Dataset | None) -> Any:
         )
     ]
     if fit is not None:
-        parts += _rings(hv, fit, rotation)
+        parts += _marks(hv, fit, rotation)
     return hv.Overlay(parts).opts(backend="bokeh", xlim=_edges(C10), ylim=_edges(rotation))
 
 
-def _rings(hv: Any, fit: xr.Dataset, rotation: np.ndarray) -> list[Any]:
+def _marks(hv: Any, fit: xr.Dataset, rotation: np.ndarray) -> list[Any]:
     """The fit and its twin, as far as the rotations shown reach."""
     lower, upper = _edges(rotation)
-    rings = []
-    for sign, turn, dash in ((1, 0.0, "solid"), (-1, 180.0, [4, 3])):
+    marks = []
+    for sign, turn, marker in ((1, 0.0, "circle"), (-1, 180.0, "square")):
         angle = (float(fit["rotation_deg"]) + turn - lower) % 360 + lower
         if angle <= upper:
             place = [(sign * float(fit["C10"]), angle)]
-            ring = hv.Points(place, kdims=["C10", "rotation_deg"])
-            rings.append(
-                ring.opts(backend="bokeh", size=24, fill_alpha=0, line_color="white", line_width=2, line_dash=dash)
+            mark = hv.Points(place, kdims=["C10", "rotation_deg"])
+            marks.append(
+                mark.opts(backend="bokeh", size=24, fill_alpha=0, line_color="white", line_width=2, marker=marker)
             )
-    return rings
+    return marks
 
 
 def _even(values: np.ndarray) -> bool:

@@ -73,7 +73,7 @@ def fit_aberrations(
     xarray.Dataset
         Scalars ``C10``, ``C12`` (Å), ``phi12`` (rad), ``rotation_deg`` and further orders asked for, a ``…_stderr``
         for each (Cramér-Rao bound of the counting noise), and ``transposed`` (0 or 1). It can be given wherever misr
-        takes aberrations. ``attrs``: ``confident``; ``probability``, of the alignment against all others;
+        takes aberrations. ``attrs``: ``confident`` (1 or 0); ``probability``, of the alignment against all others;
         ``sign_probability``, against its twin; ``log_likelihood`` against noise alone; ``absorption_rad`` and its
         ``…_stderr`` (see Notes); ``reason`` when not confident.
 
@@ -119,7 +119,7 @@ def fit_aberrations(
     >>> with warnings.catch_warnings():
     ...     warnings.simplefilter("ignore")
     ...     fit_aberrations(misr.apply_dose(vacuum, 100, rng=0)).attrs["confident"]
-    False
+    0
     """
     validate_cube(cube, counts=False)
     _check_arguments(rotation_deg, defocus_sign, max_defocus_A, astigmatism_A, confidence)
@@ -166,7 +166,7 @@ def _labelled(fit: Fit, cube: xr.DataArray, confidence: float, arguments: dict[s
     variables["transposed"] = ((), int(transposed), {"units": "1"})
     attrs = {
         "energy_eV": float(cube.attrs["energy_eV"]),
-        "confident": reason is None,
+        "confident": int(reason is None),  # netCDF has no booleans
         "probability": fit.probability,
         "sign_probability": fit.sign_probability,
         "log_likelihood": fit.log,

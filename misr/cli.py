@@ -258,7 +258,7 @@ def _fit_lines(fit: xr.Dataset) -> list[str]:
         known = not (stderr > 0 and math.isfinite(stderr))
         decimals = 2 if known else max(0, 1 - math.floor(math.log10(stderr)))
         error = f"{'given':<10}" if known else f"± {stderr:<8.{decimals}f}"
-        rows.append(f"{name:<12} {value:>10.{decimals}f} {error} {fit[name].attrs['units']}")
+        rows.append(f"{name:<12} {value:>12.{decimals}f} {error} {fit[name].attrs['units']}")
     return [*rows, f"detector: {'transposed' if int(fit['transposed']) else 'not transposed'}"]
 
 

@@ -181,7 +181,7 @@ def test_landscape_of_rotations_is_an_image_with_the_fit_and_its_twin(rotations,
     assert "ColorBar" in kinds
 
 
-def test_rings_outside_the_rotations_shown_are_left_out():
+def test_marks_outside_the_rotations_shown_are_left_out():
     overlay = plot_landscape(made_landscape([-20.0, 0.0, 20.0]), fit=fit_at(-1000.0, 355.0))
     points = [tuple(e.array()[0]) for e in overlay.traverse(lambda e: e, [hv.Points])]
     assert points == [(-1000, -5)]

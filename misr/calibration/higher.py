@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from misr.calibration.refine import HELD, Alignment, Filtered
+from misr.calibration.refine import HELD, Alignment, Filtered, blurred
 from misr.calibration.spectra import Spectra
 from misr.optics import aperture_fraction
 
@@ -79,7 +79,17 @@ class GeneralFilter:
         """Evaluate at an alignment."""
         chunk = max(1, _ENTRIES // len(self.k_y))
         pieces = [self._chunk(alignment, slice(i, i + chunk)) for i in range(0, len(self.spectra.q_y), chunk)]
-        return Filtered(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
+        filtered = Filtered(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
+        return self._with_blur(filtered, alignment)
+
+    def _with_blur(self, filtered: Filtered, alignment: Alignment) -> Filtered:
+        spectra, scale = self.spectra, 2 * math.pi * self.spectra.wavelength
+        g_y, g_x = alignment.shifts(spectra.q_y, spectra.q_x)
+        u_y, u_x = alignment.to_detector(g_y, g_x)
+        waves = [(spectra.q_y, spectra.q_x), (-spectra.q_y, spectra.q_x), (spectra.q_x, spectra.q_y), (g_x, -g_y)]
+        turned = [alignment.to_detector(*wave) for wave in waves]
+        t_y, t_x = (scale * np.stack([wave[i] for wave in turned], -1) for i in range(2))
+        return blurred(filtered, (scale * u_y, scale * u_x), (t_y, t_x), spectra.pixel)
 
     def _chunk(self, alignment: Alignment, part: slice) -> tuple[np.ndarray, ...]:
         spectra, device = self.spectra, self.data.device

@@ -12,6 +12,7 @@ import numpy as np
 from misr.calibration.prior import PowerPrior
 from misr.calibration.refine import ABSORPTION, Alignment, MatchedFilter, Refined, refine
 from misr.calibration.search import (
+    APART_A,
     EnergyTable,
     Scan,
     candidates,
@@ -29,6 +30,9 @@ _STARTS = 12  # from each scan
 _SPOT_STARTS = 64  # solutions for pairs of reflections: cheap, and often wrong about the aliases
 _CLIMBED = 8  # of which so many are followed with the simple filter, and
 _FINISHED = 4  # so many with the exact one
+_RESOLVED = 1.75  # in diffraction widths of the disk: shifts closer than this are not told apart well
+_FEWEST = 200  # frequencies to fit with
+_ENOUGH = 20.0  # log-likelihood: below it those frequencies alone would not have found the alignment
 _ROTATION_NEAR = 2 * math.pi / 24  # the coarsest rings of the scan have 24 rotations
 
 
@@ -91,11 +95,35 @@ def find_modes(spectra: Spectra, question: Question) -> Modes:
     best = modes[0] = refine(exact, prior, modes[0].alignment, steps=20, **known)
     absorption = refine(partial(exact, absorbing=True), prior, best.alignment, steps=2, **known).log
     opposite = -math.inf
-    if spots is not None:
+    if spots is not None and abs(best.alignment.C10) > 2 * APART_A:  # nearer to focus it is the same peak
         turned = replace(best.alignment, rotation=best.alignment.rotation + math.pi)
         opposite = refine(exact, prior, turned, steps=4, **known).log
     found, probability = _weighed(modes, question)
+    found[0] = _unaliased(spectra, found[0], known)
     return Modes(found, probability, absorption, opposite)
+
+
+def _unaliased(spectra: Spectra, mode: Refined, known: dict[str, Any]) -> Refined:
+    """The mode, refined on frequencies the scan samples itself where its aliases look alike on the detector.
+
+    Two aliases differ in shift by λ C10 over the scan step. If that is nearly the period of the detector (views of
+    neighbouring pixels move by a whole scan step), both pass for the same, count twice, and draw the defocus there.
+    """
+    kept = spectra.q < 0.5 / max(spectra.step)
+    if kept.all() or kept.sum() < _FEWEST or not _confused(spectra, mode.alignment):
+        return mode
+    low = spectra.part(np.flatnonzero(kept))
+    refined = refine(MatchedFilter(low), _prior(low), mode.alignment, steps=20, **known)
+    return replace(refined, log=mode.log) if refined.log > _ENOUGH else mode
+
+
+def _confused(spectra: Spectra, alignment: Alignment) -> bool:
+    for step, pixel in zip(spectra.step, spectra.pixel, strict=True):
+        shift = spectra.wavelength * abs(alignment.C10) / step
+        periods = round(shift * pixel)
+        if periods > 0 and abs(shift - periods / pixel) < _RESOLVED / (2 * spectra.cutoff):
+            return True
+    return False
 
 
 def _prior(spectra: Spectra, envelope: Any = 1.0) -> PowerPrior:

@@ -19,7 +19,17 @@ from misr.calibration.prior import Evidence, PowerPrior
 from misr.calibration.spectra import Spectra
 from misr.optics import aperture_fraction, rotate
 
-__all__ = ["ABSORPTION", "FIRST_HIGHER", "HELD", "Alignment", "Filtered", "MatchedFilter", "Refined", "refine"]
+__all__ = [
+    "ABSORPTION",
+    "FIRST_HIGHER",
+    "HELD",
+    "Alignment",
+    "Filtered",
+    "MatchedFilter",
+    "Refined",
+    "blurred",
+    "refine",
+]
 
 _MASK_STEP = 0.04  # rad: overlaps are recomputed when the rotation has moved by this
 _BATCH = 128  # frequencies at a time
@@ -167,7 +177,8 @@ class MatchedFilter:
         t_y, t_x = (2 * math.pi * wavelength * np.stack([wave[i] for wave in turned], -1) for i in range(2))
         chi_slopes = np.stack([q_x**2 + q_y**2, q_x**2 - q_y**2, 2 * q_x * q_y, 0 * q_y], -1)
         c = np.column_stack([math.pi * wavelength * chi_slopes, np.full(len(q_y), -1.0)])
-        return _filtered(minus, plus, overlaps.moments, chi, blur, (t_y, t_x, c), spectra.positions * spectra.trust)
+        filtered = _filtered(minus, plus, overlaps.moments, chi, blur, (t_y, t_x, c), spectra.positions * spectra.trust)
+        return blurred(filtered, (u_y, u_x), (t_y, t_x), spectra.pixel)
 
     def _fourier(self, data: torch.Tensor, u_y: np.ndarray, u_x: np.ndarray) -> np.ndarray:
         """``Σ_k exp(-i k·u) (1, k_y, k_x) data``: (frequency, 3)."""
@@ -215,6 +226,28 @@ def _filtered(
     gram = squares + _outer(c, c) * quadrature[:, :1, None] + _outer(linear, c) + _outer(c, linear)
     mixed = 1j * (t_y * power[:, 1:2] + t_x * power[:, 2:3] + c * cross[:, :1]) + variance_slope / 2
     return Filtered(v[:, 0], power[:, 0], slope, variance_slope, gram, mixed)
+
+
+def blurred(
+    filtered: Filtered,
+    u: tuple[np.ndarray, np.ndarray],
+    slopes: tuple[np.ndarray, np.ndarray],
+    pixel: tuple[float, float],
+) -> Filtered:
+    """With the slope of the loss over a pixel's area, ``sinc``, whose logarithm has the derivative ``cot x - 1/x``."""
+    relative = np.zeros_like(filtered.variance_slope)
+    for phase, slope, width in zip(u, slopes, pixel, strict=True):
+        x = phase * width / 2
+        sine = np.sin(x)
+        usual = (np.abs(x) > 1e-2) & (np.abs(sine) > 1e-3)  # at the zeros of sinc nothing is left to have a slope
+        safe = np.where(usual, x, 1.0)
+        bend = np.where(usual, 1 / np.tan(safe) - 1 / safe, np.where(np.abs(x) <= 1e-2, -x / 3, 0.0))
+        relative[:, : slope.shape[1]] += bend[:, None] * slope * width / 2
+    return replace(
+        filtered,
+        slope=filtered.slope + filtered.v[:, None] * relative,
+        variance_slope=filtered.variance_slope + 2 * filtered.variance[:, None] * relative,
+    )
 
 
 def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -19,6 +19,9 @@ from misr.calibration.spectra import MODEL_ERROR, Spectra
 from misr.optics import axial_overlap
 
 __all__ = [
+    "APART_A",
+    "OVERSAMPLING",
+    "SMALLEST_A",
     "EnergyTable",
     "Scan",
     "candidates",
@@ -31,7 +34,7 @@ OVERSAMPLING = 2  # of the table: half of the peak's width
 SMALLEST_A = 60.0  # |C10| below which nothing is left of the contrast that this search sees
 _DIFFUSE = (0.04, 12.0)  # relative step of |C10|, and in rad; shifts (Å) within which that is fine enough
 _FEWEST_ROTATIONS = 24
-_APART_A = 50.0  # two C10 exp(i rotation) closer than this, or a twenty-fifth of them, lie on one peak
+APART_A = 50.0  # two C10 exp(i rotation) closer than this, or a twenty-fifth of them, lie on one peak
 _ATOM = 0.6  # 1/Å, as in the prior
 
 
@@ -219,8 +222,8 @@ def same_peak(a: Alignment, b: Alignment) -> bool:
     """Whether two alignments are so near that climbing from one may lead to the other."""
     if a.transposed != b.transposed:
         return False
-    if max(abs(a.C10), abs(b.C10)) < 2 * _APART_A:  # in focus the rotation hardly matters
+    if max(abs(a.C10), abs(b.C10)) < 2 * APART_A:  # in focus the rotation hardly matters
         return True
     place = [alignment.C10 * np.exp(1j * alignment.rotation) for alignment in (a, b)]
-    reach = max(_APART_A, abs(a.C10) / 25)
+    reach = max(APART_A, abs(a.C10) / 25)
     return abs(place[0] - place[1]) < reach and math.hypot(a.C12a - b.C12a, a.C12b - b.C12b) < 2 * reach

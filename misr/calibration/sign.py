@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.fft import ifft2, next_fast_len
+from scipy.special import ndtr
 
 from misr.calibration.prior import PowerPrior
 from misr.calibration.refine import Alignment, MatchedFilter
@@ -79,7 +80,8 @@ def skewness_of(
         if exceeding >= _SETTLED:
             break
     spread = max(float(np.sqrt(np.mean(np.square(chance)))), 1e-300)
-    return Skewness(own / spread, (exceeding + 0.5) / (len(chance) + 1))
+    # few independent triplets of reflections have a bounded sum, whose tails say little: no rarer than a Gaussian's
+    return Skewness(own / spread, max((exceeding + 0.5) / (len(chance) + 1), float(ndtr(-abs(own) / spread))))
 
 
 def _points(spectra: Spectra, alignment: Alignment) -> np.ndarray:

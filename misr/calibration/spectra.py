@@ -51,7 +51,7 @@ class Spectra:
     tiles: int
     step: tuple[float, float]
 
-    def part(self, chosen: slice) -> Spectra:
+    def part(self, chosen: slice | np.ndarray) -> Spectra:
         """Some of the object frequencies, of whatever tile."""
         return replace(
             self,
