@@ -72,7 +72,8 @@ def fit_aberrations(
     -------
     xarray.Dataset
         Scalars ``C10``, ``C12`` (Å), ``phi12`` (rad), ``rotation_deg`` and further orders asked for, a ``…_stderr``
-        for each (Cramér-Rao bound of the counting noise), and ``transposed`` (0 or 1). It can be given wherever misr
+        for each (Cramér-Rao bound of the counting noise; the spread of all that is possible where the alignment itself
+        is in doubt), and ``transposed`` (0 or 1). It can be given wherever misr
         takes aberrations. ``attrs``: ``confident`` (1 or 0); ``probability``, of the alignment against all others;
         ``sign_probability``, against its twin; ``log_likelihood`` against noise alone; ``absorption_rad`` and its
         ``…_stderr`` (see Notes); ``reason`` when not confident.
@@ -156,12 +157,12 @@ def _check_arguments(
 
 
 def _labelled(fit: Fit, cube: xr.DataArray, confidence: float, arguments: dict[str, Any]) -> xr.Dataset:
-    reason = fit.doubt(confidence)
+    reason, errors = fit.doubt(confidence), fit.spread(confidence)
     variables: dict[str, Any] = {}
     for name, value in fit.values.items():
         unit = _UNITS[name[0]]
         variables[name] = ((), value, {"units": unit})
-        variables[f"{name}_stderr"] = ((), fit.errors[name], {"units": unit})
+        variables[f"{name}_stderr"] = ((), errors[name], {"units": unit})
     transposed = fit.alignment.transposed != bool(cube.attrs.get("detector_transposed", 0))
     variables["transposed"] = ((), int(transposed), {"units": "1"})
     attrs = {
@@ -177,7 +178,7 @@ def _labelled(fit: Fit, cube: xr.DataArray, confidence: float, arguments: dict[s
     if reason is not None:
         attrs["reason"] = reason
         warnings.warn(f"the aberrations found are not certain: {reason}", UserWarning, stacklevel=3)
-    _LOG.info("fit_aberrations: %s", ", ".join(f"{n} = {v:.4g} ± {fit.errors[n]:.2g}" for n, v in fit.values.items()))
+    _LOG.info("fit_aberrations: %s", ", ".join(f"{n} = {v:.4g} ± {errors[n]:.2g}" for n, v in fit.values.items()))
     return xr.Dataset(variables, attrs=attrs)
 
 

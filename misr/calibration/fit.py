@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import log_ndtr
 
-from misr.calibration.higher import GeneralFilter, higher_parts, prior_widths
+from misr.calibration.higher import HIGHER, GeneralFilter, higher_parts, prior_widths
 from misr.calibration.modes import Modes, Question, find_modes
 from misr.calibration.prior import PowerPrior
 from misr.calibration.refine import FIRST_HIGHER, Alignment, MatchedFilter, Refined, refine
@@ -47,11 +47,22 @@ class Fit:
     alignment: Alignment
     values: dict[str, float]
     errors: dict[str, float]
+    widths: dict[str, float]
     absorption_error: float
     log: float
     probability: float
     sign_probability: float
     rival: str | None
+
+    def spread(self, confidence: float) -> dict[str, float]:
+        """Standard errors; where the alignment itself is in doubt, with the spread of all it might be instead."""
+        if self.probability >= confidence:
+            return self.errors
+        other = 1 - self.probability
+        return {
+            name: math.sqrt(self.probability * error**2 + other * self.widths[name] ** 2)
+            for name, error in self.errors.items()
+        }
 
     def doubt(self, confidence: float) -> str | None:
         """Why this is not certain, and what would help; None if it is."""
@@ -109,7 +120,8 @@ def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
         alignment=best.alignment,
         values=values,
         errors=errors,
-        absorption_error=math.sqrt(float(np.linalg.pinv(best.information)[_ABSORPTION, _ABSORPTION])),
+        widths=_prior_spread(values, question),
+        absorption_error=math.sqrt(float(_inverse(best.information)[_ABSORPTION, _ABSORPTION])),
         log=best.log,
         probability=modes.probability,
         sign_probability=sign_probability,
@@ -139,7 +151,7 @@ def _right_way_up(cube: xr.DataArray, mode: Refined, known: Knowledge, device: s
 
 def _absorption_odds(mode: Refined) -> float:
     """Log-odds that the absorption is positive, as it must be where the phase is."""
-    variance = float(np.linalg.pinv(mode.information)[_ABSORPTION, _ABSORPTION]) + _ABSORPTION_ERROR**2
+    variance = float(_inverse(mode.information)[_ABSORPTION, _ABSORPTION]) + _ABSORPTION_ERROR**2
     z = mode.alignment.absorption / math.sqrt(variance)
     return float(log_ndtr(z) - log_ndtr(-z))
 
@@ -185,6 +197,22 @@ def _with_higher(spectra: Spectra, mode: Refined, known: Knowledge, question: Qu
     return refine(GeneralFilter(part, known.orders), prior, start, steps=12, **options)
 
 
+def _prior_spread(values: dict[str, float], question: Question) -> dict[str, float]:
+    """Standard deviations of what was thought possible before looking."""
+    spread = {"C10": question.largest_A / math.sqrt(3), "C12": question.astigmatism_A}
+    spread["rotation_deg"] = 0.0 if question.rotation is not None else 360 / math.sqrt(12)
+    for name in values:
+        if name.startswith("phi"):
+            spread[name] = 2 * math.pi / int(name[4]) / math.sqrt(12)
+    return {**dict(zip(HIGHER, prior_widths(HIGHER)[::2], strict=True)), **spread}
+
+
+def _inverse(information: np.ndarray) -> np.ndarray:
+    """Pseudo-inverse, scaled first: Å of spherical aberration and radians differ by many orders of magnitude."""
+    scale = 1 / np.sqrt(np.maximum(np.diag(information), 1e-300))
+    return np.linalg.pinv(information * scale[:, None] * scale[None, :]) * scale[:, None] * scale[None, :]
+
+
 def _polar(
     mode: Refined, question: Question, orders: tuple[str, ...]
 ) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
@@ -192,7 +220,7 @@ def _polar(
     a = mode.alignment
     free = ~np.asarray((*question.fixed, *(False for _ in a.higher)))
     covariance = np.zeros((free.size, free.size))
-    covariance[np.ix_(free, free)] = np.linalg.pinv(mode.information[np.ix_(free, free)])
+    covariance[np.ix_(free, free)] = _inverse(mode.information[np.ix_(free, free)])
     values, errors = {"C10": a.C10}, {"C10": math.sqrt(covariance[0, 0])}
     places = {"C12": (1, 2)}
     for i, (name, _) in enumerate(higher_parts(orders), start=FIRST_HIGHER):

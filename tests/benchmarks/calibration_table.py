@@ -54,6 +54,7 @@ class Plan:
     draws: int | None
     cache: Path | None
     keep_period: bool
+    misr: bool
     py4dstem: bool
     fused: bool
     threads: int | None
@@ -151,10 +152,11 @@ def run_cube(index: int, plan: Plan) -> list[dict[str, Any]]:
             blind.attrs = {name: value for name, value in counts.attrs.items() if name not in _SECRETS}
             about = {"index": index, "class": KINDS[index % 3], "dose": dose, "draw": draw}
             about |= {f"true_{name}": value for name, value in truth.items()}
-            row, fit = run_misr(blind, truth, dose)
-            if plan.fused and draw == 0 and dose >= 100 and fit is not None:
-                row |= fused(blind, phase, fit, truth, index)
-            rows.append(about | row)
+            if plan.misr:
+                row, fit = run_misr(blind, truth, dose)
+                if plan.fused and draw == 0 and dose >= 100 and fit is not None:
+                    row |= fused(blind, phase, fit, truth, index)
+                rows.append(about | row)
             if plan.py4dstem:
                 rows.append(about | run_py4dstem(blind, truth, dose))
     return rows
@@ -270,6 +272,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="folder of simulated cubes, read if there, else written")
     parser.add_argument("--workers", type=int, default=1, help="processes; with several the times say less")
     parser.add_argument("--py4dstem", action="store_true", help="py4DSTEM's parallax beside it")
+    parser.add_argument("--no-misr", action="store_true", help="with --py4dstem, that alone")
     parser.add_argument("--fused", action="store_true", help="resolution of the fused image at 100 e/Å² and above")
     parser.add_argument(
         "--period", action=argparse.BooleanOptionalAction, default=False, help="tell the fit that the scan wraps round"
@@ -290,6 +293,7 @@ def main() -> int:
         draws=options.draws,
         cache=options.cache,
         keep_period=options.period,
+        misr=not options.no_misr,
         py4dstem=options.py4dstem,
         fused=options.fused,
         threads=threads,
