@@ -173,6 +173,11 @@ def _twin(mode: Refined) -> Refined:
 def _rival(modes: Modes, question: Question) -> str | None:
     """What else nearly explains the data, where counting statistics say little of the model's own errors."""
     log = modes.found[0].log
+    if modes.in_focus:
+        return (
+            "at so small a defocus no view is shifted by its own resolution, and places that are thick or absorb pass "
+            "for phase contrast: defocus more, or give rotation_deg and the aberrations you know"
+        )
     if modes.absorption_log > log:
         return (
             "absorption (amplitude contrast) explains the data better than phase contrast does, so that its defocus "

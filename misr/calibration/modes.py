@@ -62,6 +62,7 @@ class Modes:
 
     found: list[Refined]
     probability: float  # of the first, against the others and against there being nothing but noise
+    in_focus: bool  # the first moves no view by its own resolution
     absorption_log: float  # log-likelihood near the first, were the object one that absorbs
     opposite_log: float  # and, for crystals, at the same rotation with the opposite defocus
 
@@ -91,16 +92,17 @@ def find_modes(spectra: Spectra, question: Question) -> Modes:
     looked = [refine(exact, prior, start, steps=0, **known) for start in climbed]
     looked = _separate(sorted(looked, key=lambda mode: -mode.log))[:_FINISHED]
     modes = [refine(exact, prior, mode.alignment, steps=5, **known) for mode in looked]
-    modes = _separate(sorted(modes, key=lambda mode: -mode.log))
+    modes = _separate(_defocused_first(modes, in_focus(spectra)))
     best = modes[0] = refine(exact, prior, modes[0].alignment, steps=20, **known)
     absorption = refine(partial(exact, absorbing=True), prior, best.alignment, steps=2, **known).log
     opposite = -math.inf
     if spots is not None and abs(best.alignment.C10) > 2 * APART_A:  # nearer to focus it is the same peak
         turned = replace(best.alignment, rotation=best.alignment.rotation + math.pi)
         opposite = refine(exact, prior, turned, steps=4, **known).log
-    found, probability = _weighed(modes, question)
+    found, probability = _weighed(modes, question, in_focus_A=in_focus(spectra))
     found[0] = _unaliased(spectra, found[0], known)
-    return Modes(found, probability, absorption, opposite)
+    near = abs(found[0].alignment.C10) < in_focus(spectra)
+    return Modes(found, probability, near, absorption, opposite)
 
 
 def _unaliased(spectra: Spectra, mode: Refined, known: dict[str, Any]) -> Refined:
@@ -196,7 +198,25 @@ def _separate(modes: list[Refined]) -> list[Refined]:
     return kept
 
 
-def _weighed(modes: list[Refined], question: Question) -> tuple[list[Refined], float]:
+def in_focus(spectra: Spectra) -> float:
+    """|C10| (Å) below which no view is shifted by its own resolution, at the aperture's edge of frequencies."""
+    return 1 / (2 * spectra.wavelength * spectra.cutoff**2)
+
+
+def _defocused_first(modes: list[Refined], limit_A: float) -> list[Refined]:
+    """Best first, but those in focus last if another is beyond chance.
+
+    Thick or heavy places lose electrons out of the disk in every view alike, which passes for an image near focus. That
+    is there besides the phase contrast and no rival to it.
+    """
+    ordered = sorted(modes, key=lambda mode: -mode.log)
+    clear = [mode for mode in ordered if abs(mode.alignment.C10) >= limit_A and mode.log > _ENOUGH]
+    return [*clear, *(mode for mode in ordered if not any(mode is other for other in clear))]
+
+
+def _weighed(
+    modes: list[Refined], question: Question, *, in_focus_A: float
+) -> tuple[list[Refined], float]:  # fmt: skip
     """Probability of the best mode by Laplace's method: the evidence is the peak's height times its volume."""
     free = ~np.asarray(question.fixed)
     volume = question.largest_A * 2 * math.pi * question.astigmatism_A**2 * len(question.transpositions)
@@ -207,6 +227,9 @@ def _weighed(modes: list[Refined], question: Question) -> tuple[list[Refined], f
         sign, log_det = np.linalg.slogdet(mode.information[np.ix_(free, free)])
         width = 0.5 * (free.sum() * math.log(2 * math.pi) - log_det) if sign > 0 else 0.0
         logs.append(mode.log + min(width - math.log(volume), 0.0))  # no peak is wider than all there is
+    if abs(modes[0].alignment.C10) >= in_focus_A:
+        # an image near focus is there besides (`_defocused_first`)
+        logs = [-np.inf if abs(m.alignment.C10) < in_focus_A else log for m, log in zip(modes, logs, strict=True)]
     evidence = np.array([*logs, 0.0])  # the last: noise alone
     order = np.argsort(-evidence[:-1])
     chance = np.exp(evidence - evidence.max())
