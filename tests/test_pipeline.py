@@ -95,9 +95,20 @@ def test_upsample_is_passed_on(cube):
 def test_aberrations_by_argument(cube, result):
     bare = cube.copy()
     bare.attrs = {name: value for name, value in cube.attrs.items() if name != "C10_A"}
-    with pytest.raises(ValueError, match="aberrations are not known: pass aberrations="):
-        misr.super_resolve(bare)
     np.testing.assert_allclose(misr.super_resolve(bare, aberrations={"defocus": 1500}, rng=0).phase, result.phase)
+
+
+@pytest.mark.filterwarnings("ignore:the aberrations found are not certain:UserWarning")
+def test_unknown_aberrations_are_found(cube, result):
+    bare = cube.copy()
+    bare.attrs = {name: value for name, value in cube.attrs.items() if name != "C10_A"} | {"rotation_deg": 0.0}
+    found = misr.super_resolve(bare, rng=0)
+    assert abs(found.attrs["C10_A"] + 1500) < 75
+    assert found.attrs["rotation_deg"] == 0
+    assert found.attrs["aberrations_confident"] in (0, 1)
+    assert misr.cube_history(found)[-1]["aberrations"] == "fit_aberrations"
+    agreement = np.corrcoef(found.phase.values.ravel(), result.phase.values.ravel())[0, 1]
+    assert agreement > 0.7
 
 
 @pytest.mark.filterwarnings("ignore:the counts scatter:UserWarning")

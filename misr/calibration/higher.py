@@ -21,7 +21,7 @@ from misr.optics import aperture_fraction
 __all__ = ["HIGHER", "GeneralFilter", "higher_parts", "prior_widths"]
 
 HIGHER = ("C21", "C23", "C30")
-_WIDTHS_A = {"C21": 1e4, "C23": 1e4, "C30": 1.5e7}  # C30 of an uncorrected objective lens is about a millimetre
+_WIDTHS_A = {"C21": 3e4, "C23": 3e4, "C30": 1.5e7}  # C30 of an uncorrected objective lens is about a millimetre
 _ENTRIES = 1 << 18
 
 
