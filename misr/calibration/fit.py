@@ -23,7 +23,7 @@ _ORDERS = ("C10", "C12", "C21", "C23", "C30")
 _SHARP = 0.8  # of the band limit: atoms are sharp, and the sign is seen by that
 _HIGHER_FREQUENCIES = 5000  # the lowest: enough for orders that bend the phase over the whole aperture
 _ABSORPTION = 4  # place among an alignment's values
-_ABSORPTION_ERROR = 0.03  # rad: what thickness and finite slopes may pass for
+_ABSORPTION_ERROR = 0.15  # rad: strong scattering and thickness turn the scattered wave either way by as much
 _CLEAR = 12.0  # log-odds from which on the skewness is not asked
 _RIVAL = 0.4  # a rival with this share of the likelihood is one that a model error could lift to the top
 
