@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["aberration_landscape", "calibrate_cube", "fit_aberrations"]
 
+_ORDERS = ("C10", "C12", "C21", "C23", "C30")
+_SMALLEST_SEARCH_A = 100.0  # below, no view moves enough for the search to see
 _LOG = logging.getLogger(__name__)
 _UNITS = {"C": "Å", "p": "rad", "r": "degrees"}
 
@@ -81,7 +83,8 @@ def fit_aberrations(
     Raises
     ------
     ValueError
-        For an invalid cube, a disk cut by the detector's edge, or arguments out of range.
+        For an invalid cube, a disk cut by the detector's edge, a scan smaller than the aperture resolves, or arguments
+        out of range.
 
     Warns
     -----
@@ -124,6 +127,7 @@ def fit_aberrations(
     """
     validate_cube(cube, counts=False)
     _check_arguments(rotation_deg, defocus_sign, max_defocus_A, astigmatism_A, confidence)
+    _check_orders(orders)
     from misr.calibration.fit import Knowledge, fit_cube
 
     straight = correct_descan(cube, measure_descan(cube))
@@ -137,8 +141,16 @@ def fit_aberrations(
         orders=tuple(orders),
     )
     fit = fit_cube(straight, known, device=device)
-    return _labelled(fit, cube, confidence, {"orders": list(orders), "rotation_deg": rotation_deg,
-                                             "defocus_sign": defocus_sign, "max_defocus_A": max_defocus_A})  # fmt: skip
+    arguments = {
+        "orders": list(orders),
+        "rotation_deg": rotation_deg,
+        "defocus_sign": defocus_sign,
+        "transposed": transposed,
+        "max_defocus_A": max_defocus_A,
+        "astigmatism_A": astigmatism_A,
+        "confidence": confidence,
+    }
+    return _labelled(fit, cube, confidence, arguments)
 
 
 def _check_arguments(
@@ -148,12 +160,21 @@ def _check_arguments(
         raise ValueError(f"rotation_deg={rotation_deg} must be a finite angle in degrees, or None to find it")
     if sign not in (None, 1, -1):
         raise ValueError(f"defocus_sign={sign!r} must be 1 (underfocus, C10 < 0), -1 (overfocus) or None to find it")
-    if largest is not None and not (math.isfinite(largest) and largest > 0):
-        raise ValueError(f"max_defocus_A={largest} must be a positive length in Å")
+    if largest is not None and not (math.isfinite(largest) and largest >= _SMALLEST_SEARCH_A):
+        raise ValueError(
+            f"max_defocus_A={largest} must be a length of at least {_SMALLEST_SEARCH_A:g} Å: nearer to focus views "
+            "do not move and nothing can be found"
+        )
     if not (math.isfinite(astigmatism) and astigmatism > 0):
         raise ValueError(f"astigmatism_A={astigmatism} must be a positive length in Å")
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence={confidence} must be a probability between 0.5 and 1")
+
+
+def _check_orders(orders: Sequence[str]) -> None:
+    unknown = [orders] if isinstance(orders, str) else [name for name in orders if name not in _ORDERS]
+    if unknown:
+        raise ValueError(f"orders={orders!r} names {unknown}: expected a sequence of some of {_ORDERS}")
 
 
 def _labelled(fit: Fit, cube: xr.DataArray, confidence: float, arguments: dict[str, Any]) -> xr.Dataset:
@@ -200,7 +221,7 @@ def calibrate_cube(cube: xr.DataArray, fit: xr.Dataset) -> xr.DataArray:
     Raises
     ------
     ValueError
-        If the cube is not valid.
+        If the cube is not valid, has no disk or one that the detector cuts, or the fit names no aberration.
 
     Examples
     --------
@@ -226,7 +247,7 @@ def aberration_landscape(
     transposed: bool = False,
     device: str = "auto",
 ) -> xr.DataArray:
-    """Log-likelihood over defocus and rotation: what `fit_aberrations` climbs, to plot.
+    """Log-likelihood over defocus and rotation: what `fit_aberrations` climbs (without absorption), to plot.
 
     Parameters
     ----------
@@ -239,15 +260,15 @@ def aberration_landscape(
     C12, phi12 : float
         Astigmatism, Å and rad.
     transposed : bool
-        Whether the detector's axes are swapped.
+        Whether the detector's axes are swapped, as in `fit_aberrations`.
     device : str
         "auto", "cpu" or "cuda".
 
     Returns
     -------
     xarray.DataArray
-        Dims ``("rotation_deg", "C10")``, natural logarithm of the likelihood ratio against noise alone; 0 where the
-        alignment explains nothing. A rotation by 180° with C10 and C12 negated gives the same value.
+        Dims ``("rotation_deg", "C10")``, natural logarithm of the likelihood ratio against noise alone; about 0 or
+        below where the alignment explains nothing. A rotation by 180° with C10 and C12 negated gives the same value.
 
     Raises
     ------
@@ -266,11 +287,14 @@ def aberration_landscape(
     """
     validate_cube(cube, counts=False)
     trials, rotations = (np.atleast_1d(np.asarray(values, dtype=float)) for values in (C10, rotation_deg))
-    if trials.size == 0 or rotations.size == 0:
-        raise ValueError("C10 and rotation_deg must hold at least one trial value each")
+    for name, values in (("C10", trials), ("rotation_deg", rotations)):
+        if values.size == 0 or values.ndim != 1 or not np.isfinite(values).all():
+            raise ValueError(f"{name} must be one finite trial value or a list of them, got shape {values.shape}")
+    swapped = bool(cube.attrs.get("detector_transposed", 0))
     from misr.calibration.fit import landscape
 
-    parts = {"C12a": C12 * math.cos(2 * phi12), "C12b": C12 * math.sin(2 * phi12), "transposed": transposed}
+    parts: dict[str, Any] = {"C12a": C12 * math.cos(2 * phi12), "C12b": C12 * math.sin(2 * phi12)}
+    parts["transposed"] = bool(transposed) != swapped
     straight = correct_descan(cube, measure_descan(cube))
     values = landscape(straight, trials, np.radians(rotations), parts, device=device)
     return xr.DataArray(
@@ -280,6 +304,9 @@ def aberration_landscape(
             "rotation_deg": ("rotation_deg", rotations, {"units": "degrees"}),
             "C10": ("C10", trials, {"units": "Å"}),
         },
-        attrs={"units": "1", "history": append_history(cube.attrs, "aberration_landscape", C12=C12, phi12=phi12)},
+        attrs={
+            "units": "1",
+            "history": append_history(cube.attrs, "aberration_landscape", C12=C12, phi12=phi12, transposed=transposed),
+        },
         name="log_likelihood",
     )

@@ -198,6 +198,7 @@ def _run(arguments: argparse.Namespace) -> None:
     _check_targets(arguments.out, arguments.png)
     result = super_resolve(
         _read(arguments),
+        rotation_deg=arguments.rotation_deg,
         n_views=arguments.views,
         upsample=arguments.upsample,
         ring_width=arguments.ring_width,
@@ -229,6 +230,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     from misr.descan import measure_descan
     from misr.io import save_result
 
+    if arguments.defocus_A is not None:
+        raise ValueError("misr fit finds the defocus: leave --defocus-A out, or give --defocus-sign or --max-defocus-A")
     if arguments.out is not None:
         _check_targets(arguments.out, None)
     cube = _read(arguments)

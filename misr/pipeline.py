@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from misr._provenance import append_history, describe_rng
-from misr.aberrations import aberrations_of
+from misr.aberrations import aberrations_of, with_aberrations
 from misr.calibrate import fit_aberrations
 from misr.cube import is_periodic, validate_cube
 from misr.descan import correct_descan, measure_descan
@@ -31,6 +31,7 @@ def super_resolve(
     cube: xr.DataArray,
     *,
     aberrations: Mapping[str, Any] | xr.Dataset | None = None,
+    rotation_deg: float | None = None,
     n_views: int | None = None,
     upsample: int | str = "auto",
     model: str = "default",
@@ -49,8 +50,12 @@ def super_resolve(
         4D-STEM cube of electron counts, NumPy or dask.
     aberrations : mapping or Dataset, optional
         Polar coefficients, Å and rad; those in the cube's attrs by default. If there are none either, they are found
-        with `fit_aberrations`, keeping a ``rotation_deg`` in the attrs, and written into the result's attrs
-        (``C10_A``, ``rotation_deg`` and so on, and ``aberrations_confident``).
+        with `fit_aberrations`, rotation included (a ``rotation_deg`` in the attrs is not relied on: files have 0 for
+        "not known"), and written into the result's attrs (``C10_A``, ``rotation_deg`` and so on, and
+        ``aberrations_confident``).
+    rotation_deg : float, optional
+        Scan-to-detector rotation, degrees, if it is known: kept when the aberrations are fitted, and instead of that in
+        the attrs when they are not.
     n_views : int, optional
         Number of views; every bright-field pixel by default.
     upsample : int or "auto"
@@ -74,7 +79,7 @@ def super_resolve(
     Raises
     ------
     ValueError
-        For an invalid cube or a bad argument.
+        For an invalid cube, a disk that the detector cuts or that descan moves over its edge, or a bad argument.
 
     Warns
     -----
@@ -99,7 +104,11 @@ def super_resolve(
     cube = correct_descan(cube, measure_descan(cube))
     fit = None
     if aberrations is None and aberrations_of(cube) is None:
-        aberrations = fit = fit_aberrations(cube, rotation_deg=cube.attrs.get("rotation_deg"), device=device)
+        aberrations = fit = fit_aberrations(cube, rotation_deg=rotation_deg, device=device)
+    elif rotation_deg is not None:
+        known = aberrations_of(cube) or {} if aberrations is None else aberrations
+        cube = with_aberrations(cube, known, rotation_deg=rotation_deg)
+        aberrations = None
     views = synthesize_views(cube, aberrations, n_views=n_views).compute()
     _LOG.info("fusing %d views of %d × %d positions", *views.shape)
     result = fuse_linear(views, upsample=upsample, device=device)

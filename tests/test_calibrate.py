@@ -179,6 +179,24 @@ def test_known_sign_of_the_defocus_decides_the_twin(small):
     assert angle_between(fit.rotation_deg, 180.0) < 2
 
 
+def test_known_rotation_and_sign_are_both_kept(small):
+    fit, _ = quiet_fit(small, rotation_deg=0.0, defocus_sign=-1)  # wrong: the scan is underfocused
+    assert float(fit.C10) > 0 or not fit.attrs["confident"]
+
+
+def test_a_rotation_in_the_labels_is_not_believed(small):
+    turned = quarter_turned(small)  # and still says 0 degrees, as files do that do not know
+    result = misr.super_resolve(turned.assign_attrs(rotation_deg=0.0), n_views=40, rng=0)
+    assert abs((result.attrs["rotation_deg"] - 90 + 90) % 180 - 90) < 3  # up to the twin
+
+
+@pytest.mark.parametrize("field", [4, 6])
+def test_a_scan_smaller_than_the_aperture_resolves(disk_cube, field):
+    tiny = misr.apply_dose(disk_cube(shape=(field, field), scan_step_A=0.3), 1000, rng=0)
+    with pytest.raises(ValueError, match="smaller than what the aperture resolves"):
+        quiet_fit(tiny)
+
+
 def test_largest_defocus_bounds_the_search(small):
     outside, _ = quiet_fit(small, max_defocus_A=300.0)
     assert abs(float(outside.C10)) < 400 or not outside.attrs["confident"]
@@ -389,5 +407,5 @@ def test_landscape_knows_transposition(small):
 
 
 def test_landscape_needs_trials(disk_cube):
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="one finite trial value or a list"):
         misr.aberration_landscape(disk_cube(), C10=[])

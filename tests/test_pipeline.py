@@ -101,12 +101,14 @@ def test_aberrations_by_argument(cube, result):
 @pytest.mark.filterwarnings("ignore:the aberrations found are not certain:UserWarning")
 def test_unknown_aberrations_are_found(cube, result):
     bare = cube.copy()
-    bare.attrs = {name: value for name, value in cube.attrs.items() if name != "C10_A"} | {"rotation_deg": 0.0}
-    found = misr.super_resolve(bare, rng=0)
+    bare.attrs = {name: value for name, value in cube.attrs.items() if name != "C10_A"}
+    found = misr.super_resolve(bare, rotation_deg=0.0, rng=0)
     assert abs(found.attrs["C10_A"] + 1500) < 75
     assert found.attrs["rotation_deg"] == 0
     assert found.attrs["aberrations_confident"] in (0, 1)
     assert misr.cube_history(found)[-1]["aberrations"] == "fit_aberrations"
+    turned = misr.super_resolve(bare, aberrations={"defocus": 1500}, rotation_deg=30.0, rng=0)
+    assert turned.attrs["rotation_deg"] == 30
     agreement = np.corrcoef(found.phase.values.ravel(), result.phase.values.ravel())[0, 1]
     assert agreement > 0.7
 

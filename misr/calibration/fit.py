@@ -14,12 +14,13 @@ from misr.calibration.higher import HIGHER, GeneralFilter, higher_parts, prior_w
 from misr.calibration.modes import Modes, Question, find_modes
 from misr.calibration.prior import PowerPrior
 from misr.calibration.refine import FIRST_HIGHER, Alignment, MatchedFilter, Refined, refine
+from misr.calibration.search import energy_table
 from misr.calibration.sign import skewness_of
 from misr.calibration.spectra import Spectra, spectra_of
+from misr.calibration.spots import with_spots
 
 __all__ = ["Fit", "Knowledge", "fit_cube", "landscape"]
 
-_ORDERS = ("C10", "C12", "C21", "C23", "C30")
 _SHARP = 0.8  # of the band limit: atoms are sharp, and the sign is seen by that
 _HIGHER_FREQUENCIES = 5000  # the lowest: enough for orders that bend the phase over the whole aperture
 _ABSORPTION = 4  # place among an alignment's values
@@ -99,8 +100,12 @@ def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
     -------
     Fit
         With values in Å, rad and (rotation) degrees.
+
+    Raises
+    ------
+    ValueError
+        If the cube's disk is not found or its scan is too small.
     """
-    _check_orders(known.orders)
     spectra = spectra_of(cube, max_defocus_A=known.largest_A, device=device)
     reach = min(spectra.tile_A) / (2 * spectra.cutoff * spectra.wavelength)
     question = Question(
@@ -108,20 +113,21 @@ def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
         astigmatism_A=known.astigmatism_A,
         rotation=known.rotation,
         transposed=known.transposed,
+        sign=None if known.rotation is None else known.sign,
     )
     modes = find_modes(spectra, question)
     best, sign_probability = modes.found[0], 1.0
     if known.rotation is None:
-        best, sign_probability = _right_way_up(cube, best, known, device)
+        best, sign_probability = _right_way_up(cube, spectra, best, known, device)
     if higher_parts(known.orders):
-        best = _with_higher(spectra, best, known, question)
+        best = _with_higher(modes.spectra, best, known, question)
     values, errors = _polar(best, question, known.orders)
     return Fit(
         alignment=best.alignment,
         values=values,
         errors=errors,
         widths=_prior_spread(values, question),
-        absorption_error=math.sqrt(float(_inverse(best.information)[_ABSORPTION, _ABSORPTION])),
+        absorption_error=_root(_inverse(best.information)[_ABSORPTION, _ABSORPTION]),
         log=best.log,
         probability=modes.probability,
         sign_probability=sign_probability,
@@ -129,22 +135,20 @@ def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
     )
 
 
-def _check_orders(orders: tuple[str, ...]) -> None:
-    unknown = [name for name in orders if name not in _ORDERS]
-    if unknown:
-        raise ValueError(f"orders={orders} names {unknown}: expected some of {_ORDERS}")
-
-
-def _right_way_up(cube: xr.DataArray, mode: Refined, known: Knowledge, device: str) -> tuple[Refined, float]:
+def _right_way_up(
+    cube: xr.DataArray, spectra: Spectra, mode: Refined, known: Knowledge, device: str
+) -> tuple[Refined, float]:
     """The mode or its twin, and the probability that the choice is right."""
     if known.sign is not None:
         turned = math.copysign(1, mode.alignment.C10) != known.sign
         return (_twin(mode) if turned else mode), 1.0
     odds = _absorption_odds(mode)
     if abs(odds) < _CLEAR:
-        sharp = _band_limit(cube) * _SHARP
-        spectra = spectra_of(cube, max_defocus_A=known.largest_A, q_max=sharp, most_frequencies=20000, device=device)
-        skewness = skewness_of(spectra, mode.alignment)
+        sharp: dict[str, Any] = {
+            "q_max": _SHARP * 2 * spectra.cutoff,
+            "most_frequencies": min(20000 * spectra.tiles, 40000),
+        }
+        skewness = skewness_of(spectra_of(cube, max_defocus_A=known.largest_A, device=device, **sharp), mode.alignment)
         odds += math.copysign(math.log((1 - skewness.chance) / skewness.chance), skewness.score)
     return (_twin(mode) if odds < 0 else mode), 1 / (1 + math.exp(-min(abs(odds), 50.0)))
 
@@ -154,14 +158,6 @@ def _absorption_odds(mode: Refined) -> float:
     variance = float(_inverse(mode.information)[_ABSORPTION, _ABSORPTION]) + _ABSORPTION_ERROR**2
     z = mode.alignment.absorption / math.sqrt(variance)
     return float(log_ndtr(z) - log_ndtr(-z))
-
-
-def _band_limit(cube: xr.DataArray) -> float:
-    from misr.bright_field import bright_field_disk
-    from misr.optics import electron_wavelength
-
-    semiangle = float(bright_field_disk(cube).attrs["semiangle_mrad"])
-    return 2e-3 * semiangle / electron_wavelength(float(cube.attrs["energy_eV"]))
 
 
 def _twin(mode: Refined) -> Refined:
@@ -183,18 +179,18 @@ def _rival(modes: Modes, question: Question) -> str | None:
             "absorption (amplitude contrast) explains the data better than phase contrast does, so that its defocus "
             "means nothing: defocus more, or check that these are counts of a thin specimen"
         )
-    if question.rotation is None and modes.opposite_log > _RIVAL * log:
+    if question.sign is None and modes.opposite_log > _RIVAL * log:
         return (
             "the opposite defocus at the same rotation explains nearly as much: the scan step is close to a whole "
             "fraction of the crystal's period, so that a reflection and its opposite fold together. Give rotation_deg "
-            "or defocus_sign, or scan with another step"
+            "and defocus_sign, both, or scan with another step"
         )
     return None
 
 
 def _with_higher(spectra: Spectra, mode: Refined, known: Knowledge, question: Question) -> Refined:
     """Climb on with the higher orders, from none of them."""
-    part = spectra.part(slice(0, _HIGHER_FREQUENCIES))
+    part = spectra.part(np.argsort(spectra.q, kind="stable")[:_HIGHER_FREQUENCIES])
     prior = PowerPrior(part.q, area_A2=part.area_A2, independent=part.independent)
     widths = prior_widths(known.orders)
     start = replace(mode.alignment, higher=(0.0,) * len(widths))
@@ -212,21 +208,23 @@ def _prior_spread(values: dict[str, float], question: Question) -> dict[str, flo
     return {**dict(zip(HIGHER, prior_widths(HIGHER)[::2], strict=True)), **spread}
 
 
+def _root(variance: float) -> float:
+    return math.sqrt(max(float(variance), 0.0))  # rounding may leave a variance of nothing below it
+
+
 def _inverse(information: np.ndarray) -> np.ndarray:
     """Pseudo-inverse, scaled first: Å of spherical aberration and radians differ by many orders of magnitude."""
     scale = 1 / np.sqrt(np.maximum(np.diag(information), 1e-300))
     return np.linalg.pinv(information * scale[:, None] * scale[None, :]) * scale[:, None] * scale[None, :]
 
 
-def _polar(
-    mode: Refined, question: Question, orders: tuple[str, ...]
-) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
+def _polar(mode: Refined, question: Question, orders: tuple[str, ...]) -> tuple[dict[str, float], dict[str, float]]:
     """Names and units of the user, and errors by propagation."""
     a = mode.alignment
     free = ~np.asarray((*question.fixed, *(False for _ in a.higher)))
     covariance = np.zeros((free.size, free.size))
     covariance[np.ix_(free, free)] = _inverse(mode.information[np.ix_(free, free)])
-    values, errors = {"C10": a.C10}, {"C10": math.sqrt(covariance[0, 0])}
+    values, errors = {"C10": a.C10}, {"C10": _root(covariance[0, 0])}
     places = {"C12": (1, 2)}
     for i, (name, _) in enumerate(higher_parts(orders), start=FIRST_HIGHER):
         places[name] = (*places.get(name, ()), i)
@@ -235,7 +233,7 @@ def _polar(
         _add_polar(values, errors, name, parts, covariance[np.ix_(place, place)])
     values["rotation_deg"] = math.degrees(a.rotation) % 360
     # nothing known at all is an angle spread evenly over the circle
-    errors["rotation_deg"] = min(math.degrees(math.sqrt(covariance[3, 3])), 360 / math.sqrt(12))
+    errors["rotation_deg"] = min(math.degrees(_root(covariance[3, 3])), 360 / math.sqrt(12))
     return values, errors
 
 
@@ -244,16 +242,16 @@ def _add_polar(
 ) -> None:
     """Magnitude and angle of one aberration from its cosine and sine parts."""
     if len(parts) == 1:
-        values[name], errors[name] = float(parts[0]), math.sqrt(covariance[0, 0])
+        values[name], errors[name] = float(parts[0]), _root(covariance[0, 0])
         return
     m = int(name[2])
     magnitude = float(np.hypot(*parts))
     along = parts / magnitude if magnitude > 0 else np.array([1.0, 0.0])
     across = np.array([-along[1], along[0]])
-    values[name], errors[name] = magnitude, math.sqrt(along @ covariance @ along)
+    values[name], errors[name] = magnitude, _root(along @ covariance @ along)
     turn = 2 * math.pi / m
     values[f"phi{name[1:]}"] = math.atan2(parts[1], parts[0]) / m % turn
-    spread = math.sqrt(across @ covariance @ across) / max(m * magnitude, 1e-9)
+    spread = _root(across @ covariance @ across) / max(m * magnitude, 1e-9)
     errors[f"phi{name[1:]}"] = min(spread, turn / math.sqrt(12))
 
 
@@ -262,6 +260,7 @@ def landscape(
 ) -> np.ndarray:
     """Log-likelihood at each rotation (rad) and C10 (Å): (rotation, C10)."""
     spectra = spectra_of(cube, max_defocus_A=float(np.abs(C10).max()), device=device)
+    spectra, _ = with_spots(spectra, energy_table(spectra))
     prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
     matched = MatchedFilter(spectra)
     result = np.empty((len(rotation), len(C10)))

@@ -146,9 +146,7 @@ class GeneralFilter:
         wavelength = self.spectra.wavelength
         return 2 * math.pi / wavelength * wavelength ** (part.n + 1) / (part.n + 1)
 
-    def _gradient(
-        self, values: np.ndarray, k_y: torch.Tensor, k_x: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    def _gradient(self, values: np.ndarray, k_y: torch.Tensor, k_x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         squared = k_y**2 + k_x**2
         grad_y, grad_x = torch.zeros_like(squared), torch.zeros_like(squared)
         for value, part in zip(values, self.parts, strict=True):

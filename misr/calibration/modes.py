@@ -17,6 +17,7 @@ from misr.calibration.search import (
     Scan,
     candidates,
     energy_table,
+    ring_step,
     same_peak,
     scan_spectrum,
 )
@@ -44,6 +45,7 @@ class Question:
     astigmatism_A: float
     rotation: float | None = None  # rad
     transposed: bool | None = None
+    sign: int | None = None  # of C10, where the rotation is known too
 
     @property
     def transpositions(self) -> tuple[bool, ...]:
@@ -65,6 +67,7 @@ class Modes:
     in_focus: bool  # the first moves no view by its own resolution
     absorption_log: float  # log-likelihood near the first, were the object one that absorbs
     opposite_log: float  # and, for crystals, at the same rotation with the opposite defocus
+    spectra: Spectra  # what the first was last refined on
 
 
 def find_modes(spectra: Spectra, question: Question) -> Modes:
@@ -89,23 +92,30 @@ def find_modes(spectra: Spectra, question: Question) -> Modes:
     if spots is not None:
         climbed += _climb_spots(table, spots, question, known)[:_FINISHED]
     exact, prior = MatchedFilter(spectra), _prior(spectra)
+    if question.sign is not None:
+        climbed = [start if start.C10 * question.sign > 0 else _turned(start) for start in climbed]
     looked = [refine(exact, prior, start, steps=0, **known) for start in climbed]
     looked = _separate(sorted(looked, key=lambda mode: -mode.log))[:_FINISHED]
     modes = [refine(exact, prior, mode.alignment, steps=5, **known) for mode in looked]
     modes = _separate(_defocused_first(modes, in_focus(spectra)))
-    best = modes[0] = refine(exact, prior, modes[0].alignment, steps=20, **known)
+    modes, probability = _weighed(modes, question, in_focus_A=in_focus(spectra))
+    best = refine(exact, prior, modes[0].alignment, steps=20, **known)
     absorption = refine(partial(exact, absorbing=True), prior, best.alignment, steps=2, **known).log
     opposite = -math.inf
     if spots is not None and abs(best.alignment.C10) > 2 * APART_A:  # nearer to focus it is the same peak
         turned = replace(best.alignment, rotation=best.alignment.rotation + math.pi)
         opposite = refine(exact, prior, turned, steps=4, **known).log
-    found, probability = _weighed(modes, question, in_focus_A=in_focus(spectra))
-    found[0] = _unaliased(spectra, found[0], known)
-    near = abs(found[0].alignment.C10) < in_focus(spectra)
-    return Modes(found, probability, near, absorption, opposite)
+    best, used = _unaliased(spectra, best, known)
+    near = abs(best.alignment.C10) < in_focus(spectra)
+    return Modes([best, *modes[1:]], probability, near, absorption, opposite, used)
 
 
-def _unaliased(spectra: Spectra, mode: Refined, known: dict[str, Any]) -> Refined:
+def _turned(alignment: Alignment) -> Alignment:
+    """The opposite side of focus at the same rotation."""
+    return replace(alignment, C10=-alignment.C10, C12a=-alignment.C12a, C12b=-alignment.C12b)
+
+
+def _unaliased(spectra: Spectra, mode: Refined, known: dict[str, Any]) -> tuple[Refined, Spectra]:
     """The mode, refined on frequencies the scan samples itself where its aliases look alike on the detector.
 
     Two aliases differ in shift by λ C10 over the scan step. If that is nearly the period of the detector (views of
@@ -113,17 +123,20 @@ def _unaliased(spectra: Spectra, mode: Refined, known: dict[str, Any]) -> Refine
     """
     kept = spectra.q < 0.5 / max(spectra.step)
     if kept.all() or kept.sum() < _FEWEST or not _confused(spectra, mode.alignment):
-        return mode
+        return mode, spectra
     low = spectra.part(np.flatnonzero(kept))
     refined = refine(MatchedFilter(low), _prior(low), mode.alignment, steps=20, **known)
-    return replace(refined, log=mode.log) if refined.log > _ENOUGH else mode
+    return (replace(refined, log=mode.log), low) if refined.log > _ENOUGH else (mode, spectra)
 
 
 def _confused(spectra: Spectra, alignment: Alignment) -> bool:
-    for step, pixel in zip(spectra.step, spectra.pixel, strict=True):
-        shift = spectra.wavelength * abs(alignment.C10) / step
-        periods = round(shift * pixel)
-        if periods > 0 and abs(shift - periods / pixel) < _RESOLVED / (2 * spectra.cutoff):
+    limit = _RESOLVED / (2 * spectra.cutoff)
+    for q_y, q_x in ((1 / spectra.step[0], 0.0), (0.0, 1 / spectra.step[1])):
+        turned = alignment.to_detector(*alignment.shifts(np.array(q_y), np.array(q_x)))
+        shift = [spectra.wavelength * float(component) for component in turned]
+        periods = [round(u * pixel) for u, pixel in zip(shift, spectra.pixel, strict=True)]
+        away = [abs(u - n / pixel) for u, n, pixel in zip(shift, periods, spectra.pixel, strict=True)]
+        if any(periods) and max(away) < limit:
             return True
     return False
 
@@ -132,12 +145,10 @@ def _prior(spectra: Spectra, envelope: Any = 1.0) -> PowerPrior:
     return PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent, envelope=envelope)
 
 
-def _climb_spectrum(
-    table: EnergyTable, spectra: Spectra, question: Question, known: dict[str, Any]
-) -> list[Alignment]:  # fmt: skip
+def _climb_spectrum(table: EnergyTable, spectra: Spectra, question: Question, known: dict[str, Any]) -> list[Alignment]:
     """Best peaks of the scan over all frequencies, followed with the simple filter."""
     options: dict[str, Any] = {"largest_A": question.largest_A, "transpositions": question.transpositions}
-    starts = candidates(_at_rotation(scan_spectrum(table, **options), question), number=_STARTS)
+    starts = candidates(_at_rotation(scan_spectrum(table, **options), question, ring_step(spectra)), number=_STARTS)
     simple = MatchedFilter(spectra, simple=True)
     known = {**known, "fixed": (*question.fixed[:4], True)}
     prior = _prior(spectra, axial_overlap(spectra.q, cutoff=spectra.cutoff) ** 2)
@@ -147,9 +158,7 @@ def _climb_spectrum(
     return [mode.alignment for mode in _separate(sorted(climbed, key=lambda mode: -mode.log))]
 
 
-def _climb_spots(
-    table: EnergyTable, spots: Spectra, question: Question, known: dict[str, Any]
-) -> list[Alignment]:  # fmt: skip
+def _climb_spots(table: EnergyTable, spots: Spectra, question: Question, known: dict[str, Any]) -> list[Alignment]:
     """Best solutions for pairs of reflections, followed with the exact filter on the strong frequencies alone."""
     exact, prior = MatchedFilter(spots), _prior(spots)
     options: dict[str, Any] = {"largest_A": question.largest_A, "transpositions": question.transpositions}
@@ -172,12 +181,12 @@ def _off_axis(rotation: Any, known: float) -> Any:
     return np.abs(np.mod(rotation - known + np.pi / 2, np.pi) - np.pi / 2)
 
 
-def _at_rotation(scan: Scan, question: Question) -> Scan:
+def _at_rotation(scan: Scan, question: Question, reach_A: float) -> Scan:
     """Only trials next to the known rotation or, for negative C10, to its opposite."""
     if question.rotation is None:
         return scan
     away = _off_axis(scan.rotation, question.rotation)
-    near = (away <= _ROTATION_NEAR) & ((away * scan.C10 < 50.0) | (away <= 0.03))
+    near = (away <= _ROTATION_NEAR) & ((away * scan.C10 < reach_A) | (away <= 0.03))
     return Scan(*(column[near] for column in (scan.score, scan.C10, scan.rotation, scan.transposed)))
 
 
@@ -186,7 +195,8 @@ def _with_rotation(start: Alignment, question: Question) -> Alignment:
     if rotation is None:
         return start
     sign = 1.0 if math.cos(start.rotation - rotation) > 0 else -1.0
-    return replace(start, C10=sign * start.C10, rotation=rotation)
+    parts = (sign * start.C10, sign * start.C12a, sign * start.C12b, rotation)
+    return Alignment(*parts, start.transposed, sign * start.absorption)
 
 
 def _separate(modes: list[Refined]) -> list[Refined]:
@@ -214,9 +224,7 @@ def _defocused_first(modes: list[Refined], limit_A: float) -> list[Refined]:
     return [*clear, *(mode for mode in ordered if not any(mode is other for other in clear))]
 
 
-def _weighed(
-    modes: list[Refined], question: Question, *, in_focus_A: float
-) -> tuple[list[Refined], float]:  # fmt: skip
+def _weighed(modes: list[Refined], question: Question, *, in_focus_A: float) -> tuple[list[Refined], float]:
     """Probability of the best mode by Laplace's method: the evidence is the peak's height times its volume."""
     free = ~np.asarray(question.fixed)
     volume = question.largest_A * 2 * math.pi * question.astigmatism_A**2 * len(question.transpositions)

@@ -211,9 +211,9 @@ def _filtered(
         return -1j * (t_y * wave[:, 1:2] + t_x * wave[:, 2:3])
 
     v = -1j * scale * (forward * minus[:, :1] - back * plus[:, :1])
-    slope = -1j * scale * (
-        forward * (along(minus) + 1j * c * minus[:, :1]) - back * (along(plus) - 1j * c * plus[:, :1])
-    )  # fmt: skip
+    slope = (
+        -1j * scale * (forward * (along(minus) + 1j * c * minus[:, :1]) - back * (along(plus) - 1j * c * plus[:, :1]))
+    )
     weight = (blur**2 * positions)[:, None]
     cos, sin = np.cos(2 * chi)[:, None], np.sin(2 * chi)[:, None]
     power = (aa + bb - 2 * ab * cos) * weight  # |γ|²

@@ -26,6 +26,7 @@ __all__ = [
     "Scan",
     "candidates",
     "energy_table",
+    "ring_step",
     "same_peak",
     "scan_spectrum",
 ]
@@ -117,6 +118,7 @@ def _rings(
     shifts are smaller, absolute steps are.
     """
     relative, reach_A = grid
+    largest_A = max(largest_A, SMALLEST_A * (1 + relative))
     knee = reach_A / (wavelength * q_max)
     below = np.arange(SMALLEST_A, min(knee, largest_A), relative * knee)
     above = np.exp(np.arange(math.log(max(knee, SMALLEST_A)), math.log(max(largest_A, SMALLEST_A)) + 1e-9, relative))
@@ -125,6 +127,12 @@ def _rings(
         number = max(_FEWEST_ROTATIONS, round(2 * math.pi / relative * min(1.0, C10 / knee)))
         rings.append((float(C10), np.arange(number) * 2 * math.pi / number))
     return rings
+
+
+def ring_step(spectra: Spectra) -> float:
+    """Distance (Å) of neighbouring trials in the plane of C10 and rotation, and no less than a peak's width."""
+    relative, reach_A = _DIFFUSE
+    return max(APART_A, 0.75 * relative * reach_A / (spectra.wavelength * float(spectra.q.max())))
 
 
 def scan_spectrum(table: EnergyTable, *, largest_A: float, transpositions: tuple[bool, ...]) -> Scan:
@@ -208,9 +216,7 @@ def candidates(scan: Scan, *, number: int) -> list[Alignment]:
     """
     found: list[Alignment] = []
     for best in np.argsort(-scan.score):
-        trial = Alignment(
-            float(scan.C10[best]), 0.0, 0.0, float(scan.rotation[best]), bool(scan.transposed[best])
-        )  # fmt: skip
+        trial = Alignment(float(scan.C10[best]), 0.0, 0.0, float(scan.rotation[best]), bool(scan.transposed[best]))
         if not any(same_peak(trial, other) for other in found):
             found.append(trial)
         if len(found) == number:

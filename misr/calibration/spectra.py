@@ -104,7 +104,7 @@ def spectra_of(
     Raises
     ------
     ValueError
-        If the cube is not valid or its disk is not found.
+        If the cube is not valid, its disk is not found, or the scan is smaller than the aperture resolves.
 
     Examples
     --------
@@ -219,6 +219,11 @@ def _frequencies(tile: tuple[slice, slice], step: tuple[float, float], q_max: fl
     )
     q = np.hypot(m_y / length[0], m_x / length[1])
     chosen = (q < q_max) & ((m_x > 0) | (m_y > 0))  # half a plane without zero: the rest is its complex conjugate
+    if not chosen.any():
+        raise ValueError(
+            f"the scan of {length[0]:.3g} × {length[1]:.3g} Å is smaller than what the aperture resolves "
+            f"({1 / q_max:.3g} Å): scan a larger field, or check scan_step_A and semiangle_mrad"
+        )
     order = np.argsort(q[chosen], kind="stable")[: max(1, most)]
     m_y, m_x = m_y[chosen][order], m_x[chosen][order]
     flat = (m_y % shape[0]) * shape[1] + m_x % shape[1]
