@@ -98,8 +98,9 @@ def fit_aberrations(
     phase: atoms are bumps, so the image's skewness is positive (`misr.calibration.sign`), and where they scatter more
     than weakly they also take away (``exp(iφ) - 1 ≈ iφ - φ²/2``), so the absorption angle of the scattered wave
     ``i φ exp(iη)``, which is fitted with the rest, is positive. Both need more dose or stronger scattering than the
-    geometry: when they are undecided, ``confident`` is False and the geometry is right up to the twin. Knowing the
-    rotation of the microscope, or which side of focus it is on, mends that for good.
+    geometry: when they are undecided, or the absorption says that the object is no weak one (columns of heavy atoms
+    turn the phase past π), ``confident`` is 0 and the geometry is right up to the twin. Knowing the rotation of the
+    microscope, or which side of focus it is on, mends that for good.
 
     *Confidence.* The power spectrum of the specimen is averaged over a family that holds amorphous matter and crystals;
     strong reflections are trusted only to a relative error. The probability is Laplace's approximation over the maxima

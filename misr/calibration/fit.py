@@ -25,6 +25,7 @@ _SHARP = 0.8  # of the band limit: atoms are sharp, and the sign is seen by that
 _HIGHER_FREQUENCIES = 5000  # the lowest: enough for orders that bend the phase over the whole aperture
 _ABSORPTION = 4  # place among an alignment's values
 _ABSORPTION_ERROR = 0.15  # rad: strong scattering and thickness turn the scattered wave either way by as much
+_WEAK = 0.15  # rad of absorption: exp(iφ) - 1 turns by φ/2, so that of columns of some 0.3 rad
 _CLEAR = 12.0  # log-odds from which on the skewness is not asked
 _RIVAL = 0.4  # a rival with this share of the likelihood is one that a model error could lift to the top
 
@@ -53,6 +54,7 @@ class Fit:
     log: float
     probability: float
     sign_probability: float
+    strong: bool  # the sign was asked of the data, and the object is not a weak phase object
     rival: str | None
 
     def spread(self, confidence: float) -> dict[str, float]:
@@ -75,6 +77,13 @@ class Fit:
             )
         if self.rival is not None:
             return self.rival
+        if self.strong:
+            angle = abs(self.alignment.absorption)
+            return (
+                "right up to the twin (rotation_deg + 180° with C10 and C12 negated): the specimen scatters too "
+                f"strongly (absorption angle {angle:.2f} rad) for positive phase to be taken for granted. Give "
+                "rotation_deg or defocus_sign"
+            )
         if self.sign_probability < confidence:
             return (
                 "right up to the twin (rotation_deg + 180° with C10 and C12 negated), whose phase is negative: at this "
@@ -131,6 +140,7 @@ def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
         log=best.log,
         probability=modes.probability,
         sign_probability=sign_probability,
+        strong=known.rotation is None and known.sign is None and _is_strong(best),
         rival=_rival(modes, question),
     )
 
@@ -151,6 +161,12 @@ def _right_way_up(
         skewness = skewness_of(spectra_of(cube, max_defocus_A=known.largest_A, device=device, **sharp), mode.alignment)
         odds += math.copysign(math.log((1 - skewness.chance) / skewness.chance), skewness.score)
     return (_twin(mode) if odds < 0 else mode), 1 / (1 + math.exp(-min(abs(odds), 50.0)))
+
+
+def _is_strong(mode: Refined) -> bool:
+    """Whether the absorption is more than small, beyond counting noise."""
+    error = _root(_inverse(mode.information)[_ABSORPTION, _ABSORPTION])
+    return abs(mode.alignment.absorption) > max(_WEAK, 4 * error)
 
 
 def _absorption_odds(mode: Refined) -> float:
