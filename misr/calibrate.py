@@ -106,6 +106,9 @@ def fit_aberrations(
     strong reflections are trusted only to a relative error. The probability is Laplace's approximation over the maxima
     found. ``make calibration`` prints how often it was right on simulated cubes.
 
+    A source of 0.5 Å, which is not fitted, changes the values by less than 1 % (tested). Standard errors are those of
+    counting: the weak-phase model itself may add some Å.
+
     Rotation and astigmatism need shifts to show: their errors grow as one over the defocus.
 
     References

@@ -332,6 +332,26 @@ def test_lost_lines(films):
     never_calmly_wrong(cube, -1500.0)
 
 
+def test_a_source_of_half_an_angstrom_does_no_harm(small, small_fit):
+    # a Gaussian source of 0.5 Å (standard deviation) averages over probe positions: Gauss-Hermite, 3 × 3 of them
+    places, weights = np.polynomial.hermite_e.hermegauss(3)
+    weights = weights / weights.sum()
+    phase = atoms_phase((96, 96), 0.5, rng=1, density=0.3, strength=0.08)
+    q = np.fft.fftfreq(96, 0.5)
+    total = 0.0
+    for y, weight_y in zip(0.5 * places, weights, strict=True):
+        for x, weight_x in zip(0.5 * places, weights, strict=True):
+            ramp = np.exp(2j * np.pi * (q[:, None] * y + q[None, :] * x))
+            moved = np.fft.ifft2(np.fft.fft2(phase) * ramp).real
+            made = phase_object_cube(moved, 0.5, aberrations={"C10": -800.0, **ASTIGMATISM}, det_bin=2)[0]
+            total = total + weight_y * weight_x * made.values
+    blurred = at_dose(unlabelled(made.copy(data=total)), 2000, rng=0)
+    fit, _ = quiet_fit(blurred)
+    assert abs(float(fit.C10) - float(small_fit.C10)) < 8  # 1 %
+    assert abs(float(fit.C12) - float(small_fit.C12)) < 8
+    assert abs(float(fit.rotation_deg - small_fit.rotation_deg + 180) % 360 - 180) < 0.5
+
+
 @pytest.mark.parametrize("dose", [3, 10])
 def test_too_few_electrons_are_doubtful_or_right(films, dose):
     fit, said = quiet_fit(at_dose(films[-1500.0], dose, rng=0))
