@@ -191,7 +191,7 @@ def transpose_detector(cube: xr.DataArray) -> xr.DataArray:
     Examples
     --------
     >>> import numpy as np, misr
-    >>> cube = misr.cube_from_array(np.arange(64.0).reshape(2, 2, 4, 4), scan_step_A=2, det_step_mrad=4,
+    >>> cube = misr.cube_from_array(np.arange(256.0).reshape(4, 4, 4, 4), scan_step_A=2, det_step_mrad=4,
     ...                             energy_eV=3e5, semiangle_mrad=6)
     >>> bool((transpose_detector(cube)[..., 1, 2] == cube[..., 2, 1].values).all())
     True
