@@ -78,7 +78,7 @@ def fit_aberrations(
         is in doubt), and ``transposed`` (0 or 1). It can be given wherever misr
         takes aberrations. ``attrs``: ``confident`` (1 or 0); ``probability``, of the alignment against all others;
         ``sign_probability``, against its twin; ``log_likelihood`` against noise alone; ``absorption_rad`` and its
-        ``…_stderr`` (see Notes); ``reason`` when not confident.
+        ``…_stderr`` (see Notes); ``descan_range_mrad``; ``reason`` when not confident.
 
     Raises
     ------
@@ -132,19 +132,21 @@ def fit_aberrations(
     validate_cube(cube, counts=False)
     _check_arguments(rotation_deg, defocus_sign, max_defocus_A, astigmatism_A, confidence)
     _check_orders(orders)
-    from misr.calibration.fit import Knowledge, fit_cube
+    from misr.calibration.fit import fit_cube
+    from misr.calibration.modes import Question
 
-    straight = correct_descan(cube, measure_descan(cube))
+    descan = measure_descan(cube)
+    straight = correct_descan(cube, descan)
     swapped = bool(cube.attrs.get("detector_transposed", 0))  # the answer is about the detector, not about this array
-    known = Knowledge(
+    question = Question(
         rotation=None if rotation_deg is None else math.radians(rotation_deg),
         sign=None if defocus_sign is None else -int(defocus_sign),
         transposed=None if transposed is None else bool(transposed) != swapped,
-        largest_A=max_defocus_A,
+        largest_A=math.inf if max_defocus_A is None else float(max_defocus_A),
         astigmatism_A=float(astigmatism_A),
         orders=tuple(orders),
     )
-    fit = fit_cube(straight, known, device=device)
+    fit = fit_cube(straight, question, device=device)
     arguments = {
         "orders": list(orders),
         "rotation_deg": rotation_deg,
@@ -154,7 +156,8 @@ def fit_aberrations(
         "astigmatism_A": astigmatism_A,
         "confidence": confidence,
     }
-    return _labelled(fit, cube, confidence, arguments)
+    result = _labelled(fit, cube, confidence, arguments)
+    return result.assign_attrs(descan_range_mrad=float(descan.attrs["range_mrad"]))
 
 
 def _check_arguments(

@@ -227,7 +227,6 @@ def _found_sentence(result: xr.Dataset) -> str:
 
 def _fit(arguments: argparse.Namespace) -> None:
     from misr.calibrate import fit_aberrations
-    from misr.descan import measure_descan
     from misr.io import save_result
 
     if arguments.defocus_A is not None:
@@ -246,7 +245,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         save_result(fit, arguments.out)
     for line in _fit_lines(fit):
         print(line)
-    descan = float(measure_descan(cube).attrs["range_mrad"])
+    descan = fit.attrs["descan_range_mrad"]
     print(f"descan: up to {descan:.2f} mrad over the scan" if descan else "descan: none seen")
     print("confident" if fit.attrs["confident"] else f"not certain: {fit.attrs['reason']}")
 

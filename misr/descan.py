@@ -72,8 +72,7 @@ def measure_descan(cube: xr.DataArray, *, order: Literal["auto", 0, 1, 2] = "aut
     more, the scatter of the tiles about the surface of order 2, as a specimen's structure scatters them too. A
     specimen's own large-scale deflection (a wedge, charging) is no different from descan to this measurement, and
     needs the same correction. What a standard error does not tell: an uneven background that stays while the disk
-    moves (30 % of the plateau, peaked in the middle, pulled by 6 % of the displacement in a simulation), and the terms
-    of orders that the counts did not support.
+    moves (it is pulled towards no displacement), and the terms of orders that the counts did not support.
 
     Examples
     --------

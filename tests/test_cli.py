@@ -241,7 +241,7 @@ def fitted(*, confident=True, transposed=0, **values):
     for name, (value, stderr) in values.items():
         variables[name] = ((), value, {"units": units[name[0]]})
         variables[f"{name}_stderr"] = ((), stderr, {"units": units[name[0]]})
-    attrs = {"confident": confident} | ({} if confident else {"reason": "too few electrons"})
+    attrs = {"confident": confident, "descan_range_mrad": 0.0} | ({} if confident else {"reason": "too few electrons"})
     return xr.Dataset(variables, attrs=attrs)
 
 

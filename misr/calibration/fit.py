@@ -12,14 +12,13 @@ from scipy.special import log_ndtr
 
 from misr.calibration.higher import HIGHER, GeneralFilter, higher_parts, prior_widths
 from misr.calibration.modes import Modes, Question, find_modes
-from misr.calibration.prior import PowerPrior
 from misr.calibration.refine import FIRST_HIGHER, Alignment, MatchedFilter, Refined, refine
 from misr.calibration.search import energy_table
 from misr.calibration.sign import skewness_of
 from misr.calibration.spectra import Spectra, spectra_of
 from misr.calibration.spots import with_spots
 
-__all__ = ["Fit", "Knowledge", "fit_cube", "landscape"]
+__all__ = ["Fit", "fit_cube", "landscape"]
 
 _SHARP = 0.8  # of the band limit: atoms are sharp, and the sign is seen by that
 _HIGHER_FREQUENCIES = 5000  # the lowest: enough for orders that bend the phase over the whole aperture
@@ -28,18 +27,6 @@ _ABSORPTION_ERROR = 0.15  # rad: strong scattering and thickness turn the scatte
 _WEAK = 0.15  # rad of absorption: exp(iφ) - 1 turns by φ/2, so that of columns of some 0.3 rad
 _CLEAR = 12.0  # log-odds from which on the skewness is not asked
 _RIVAL = 0.4  # a rival with this share of the likelihood is one that a model error could lift to the top
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What is known or asked: rotation in rad, the sign of C10, limits in Å."""
-
-    rotation: float | None
-    sign: int | None
-    transposed: bool | None
-    largest_A: float | None
-    astigmatism_A: float
-    orders: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -93,15 +80,15 @@ class Fit:
         return None
 
 
-def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
+def fit_cube(cube: xr.DataArray, question: Question, *, device: str) -> Fit:
     """Fit a cube whose diffraction stands still.
 
     Parameters
     ----------
     cube : xarray.DataArray
         4D-STEM cube.
-    known : Knowledge
-        Limits and what is known.
+    question : Question
+        What is known; an infinite ``largest_A`` stands for what the field allows.
     device : str
         Of torch.
 
@@ -115,64 +102,59 @@ def fit_cube(cube: xr.DataArray, known: Knowledge, *, device: str) -> Fit:
     ValueError
         If the cube's disk is not found or its scan is too small.
     """
-    spectra = spectra_of(cube, max_defocus_A=known.largest_A, device=device)
+    wanted = question.largest_A if math.isfinite(question.largest_A) else None
+    spectra = spectra_of(cube, max_defocus_A=wanted, device=device)
     reach = min(spectra.tile_A) / (2 * spectra.cutoff * spectra.wavelength)
-    question = Question(
-        largest_A=min(reach, known.largest_A or math.inf),
-        astigmatism_A=known.astigmatism_A,
-        rotation=known.rotation,
-        transposed=known.transposed,
-        sign=None if known.rotation is None else known.sign,
-    )
+    question = replace(question, largest_A=min(reach, question.largest_A))
     modes = find_modes(spectra, question)
     best, sign_probability = modes.found[0], 1.0
-    if known.rotation is None:
-        best, sign_probability = _right_way_up(cube, spectra, best, known, device)
-    if higher_parts(known.orders):
-        best = _with_higher(modes.spectra, best, known, question)
-    values, errors = _polar(best, question, known.orders)
+    if question.rotation is None:
+        best, sign_probability = _right_way_up(cube, spectra, best, question.sign, wanted)
+    if higher_parts(question.orders):
+        best = _with_higher(modes.spectra, best, question)
+    values, errors = _polar(best, question)
     return Fit(
         alignment=best.alignment,
         values=values,
         errors=errors,
         widths=_prior_spread(values, question),
-        absorption_error=_root(_inverse(best.information)[_ABSORPTION, _ABSORPTION]),
+        absorption_error=_absorption_error(best),
         log=best.log,
         probability=modes.probability,
         sign_probability=sign_probability,
-        strong=known.rotation is None and known.sign is None and _is_strong(best),
+        strong=question.rotation is None and question.sign is None and _is_strong(best),
         rival=_rival(modes, question),
     )
 
 
 def _right_way_up(
-    cube: xr.DataArray, spectra: Spectra, mode: Refined, known: Knowledge, device: str
+    cube: xr.DataArray, spectra: Spectra, mode: Refined, sign: int | None, max_defocus_A: float | None
 ) -> tuple[Refined, float]:
     """The mode or its twin, and the probability that the choice is right."""
-    if known.sign is not None:
-        turned = math.copysign(1, mode.alignment.C10) != known.sign
-        return (_twin(mode) if turned else mode), 1.0
+    if sign is not None:
+        return (_twin(mode) if math.copysign(1, mode.alignment.C10) != sign else mode), 1.0
     odds = _absorption_odds(mode)
     if abs(odds) < _CLEAR:
-        sharp: dict[str, Any] = {
-            "q_max": _SHARP * 2 * spectra.cutoff,
-            "most_frequencies": min(20000 * spectra.tiles, 40000),
-        }
-        skewness = skewness_of(spectra_of(cube, max_defocus_A=known.largest_A, device=device, **sharp), mode.alignment)
+        most = min(20000 * spectra.tiles, 40000)
+        sharp: dict[str, Any] = {"q_max": _SHARP * 2 * spectra.cutoff, "most_frequencies": most}
+        device = str(spectra.weighted.device)
+        skewness = skewness_of(spectra_of(cube, max_defocus_A=max_defocus_A, device=device, **sharp), mode.alignment)
         odds += math.copysign(math.log((1 - skewness.chance) / skewness.chance), skewness.score)
     return (_twin(mode) if odds < 0 else mode), 1 / (1 + math.exp(-min(abs(odds), 50.0)))
 
 
+def _absorption_error(mode: Refined) -> float:
+    return _root(_inverse(mode.information)[_ABSORPTION, _ABSORPTION])
+
+
 def _is_strong(mode: Refined) -> bool:
     """Whether the absorption is more than small, beyond counting noise."""
-    error = _root(_inverse(mode.information)[_ABSORPTION, _ABSORPTION])
-    return abs(mode.alignment.absorption) > max(_WEAK, 4 * error)
+    return abs(mode.alignment.absorption) > max(_WEAK, 4 * _absorption_error(mode))
 
 
 def _absorption_odds(mode: Refined) -> float:
     """Log-odds that the absorption is positive, as it must be where the phase is."""
-    variance = float(_inverse(mode.information)[_ABSORPTION, _ABSORPTION]) + _ABSORPTION_ERROR**2
-    z = mode.alignment.absorption / math.sqrt(variance)
+    z = mode.alignment.absorption / math.hypot(_absorption_error(mode), _ABSORPTION_ERROR)
     return float(log_ndtr(z) - log_ndtr(-z))
 
 
@@ -195,7 +177,8 @@ def _rival(modes: Modes, question: Question) -> str | None:
             "absorption (amplitude contrast) explains the data better than phase contrast does, so that its defocus "
             "means nothing: defocus more, or check that these are counts of a thin specimen"
         )
-    if question.sign is None and modes.opposite_log > _RIVAL * log:
+    told = question.rotation is not None and question.sign is not None
+    if not told and modes.opposite_log > _RIVAL * log:
         return (
             "the opposite defocus at the same rotation explains nearly as much: the scan step is close to a whole "
             "fraction of the crystal's period, so that a reflection and its opposite fold together. Give rotation_deg "
@@ -204,14 +187,13 @@ def _rival(modes: Modes, question: Question) -> str | None:
     return None
 
 
-def _with_higher(spectra: Spectra, mode: Refined, known: Knowledge, question: Question) -> Refined:
+def _with_higher(spectra: Spectra, mode: Refined, question: Question) -> Refined:
     """Climb on with the higher orders, from none of them."""
     part = spectra.part(np.argsort(spectra.q, kind="stable")[:_HIGHER_FREQUENCIES])
-    prior = PowerPrior(part.q, area_A2=part.area_A2, independent=part.independent)
-    widths = prior_widths(known.orders)
+    widths = prior_widths(question.orders)
     start = replace(mode.alignment, higher=(0.0,) * len(widths))
-    options: dict[str, Any] = {"astigmatism_A": known.astigmatism_A, "fixed": question.fixed, "widths": widths}
-    return refine(GeneralFilter(part, known.orders), prior, start, steps=12, **options)
+    options: dict[str, Any] = {"astigmatism_A": question.astigmatism_A, "fixed": question.fixed, "widths": widths}
+    return refine(GeneralFilter(part, question.orders), part.prior(), start, steps=12, **options)
 
 
 def _prior_spread(values: dict[str, float], question: Question) -> dict[str, float]:
@@ -234,7 +216,7 @@ def _inverse(information: np.ndarray) -> np.ndarray:
     return np.linalg.pinv(information * scale[:, None] * scale[None, :]) * scale[:, None] * scale[None, :]
 
 
-def _polar(mode: Refined, question: Question, orders: tuple[str, ...]) -> tuple[dict[str, float], dict[str, float]]:
+def _polar(mode: Refined, question: Question) -> tuple[dict[str, float], dict[str, float]]:
     """Names and units of the user, and errors by propagation."""
     a = mode.alignment
     free = ~np.asarray((*question.fixed, *(False for _ in a.higher)))
@@ -242,7 +224,7 @@ def _polar(mode: Refined, question: Question, orders: tuple[str, ...]) -> tuple[
     covariance[np.ix_(free, free)] = _inverse(mode.information[np.ix_(free, free)])
     values, errors = {"C10": a.C10}, {"C10": _root(covariance[0, 0])}
     places = {"C12": (1, 2)}
-    for i, (name, _) in enumerate(higher_parts(orders), start=FIRST_HIGHER):
+    for i, (name, _) in enumerate(higher_parts(question.orders), start=FIRST_HIGHER):
         places[name] = (*places.get(name, ()), i)
     for name, place in places.items():
         parts = a.values[list(place)]
@@ -277,7 +259,7 @@ def landscape(
     """Log-likelihood at each rotation (rad) and C10 (Å): (rotation, C10)."""
     spectra = spectra_of(cube, max_defocus_A=float(np.abs(C10).max()), device=device)
     spectra, _ = with_spots(spectra, energy_table(spectra))
-    prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
+    prior = spectra.prior()
     matched = MatchedFilter(spectra)
     result = np.empty((len(rotation), len(C10)))
     for i, angle in enumerate(rotation):

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from misr.calibration.refine import HELD, Alignment, Filtered, blurred
+from misr.calibration.refine import HELD, Alignment, Filtered, blurred, detector_waves
 from misr.calibration.spectra import Spectra
-from misr.optics import aperture_fraction
+from misr.optics import aberration_gradient, aberration_phase, aperture_fraction
 
 __all__ = ["HIGHER", "GeneralFilter", "higher_parts", "prior_widths"]
 
@@ -25,25 +24,17 @@ _WIDTHS_A = {"C21": 3e4, "C23": 3e4, "C30": 1.5e7}  # C30 of an uncorrected obje
 _ENTRIES = 1 << 18
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One linear term of χ: ``2π/λ λ^(n+1)/(n+1) |k|^(n+1-m) Re or Im (k_x + i k_y)^m``."""
-
-    n: int
-    m: int
-    imaginary: bool
+_SECOND = ({"C10": 1.0}, {"C12": 1.0, "phi12": 0.0}, {"C12": 1.0, "phi12": math.pi / 4})
 
 
-_SECOND = (_Part(1, 0, False), _Part(1, 2, False), _Part(1, 2, True))
-
-
-def higher_parts(orders: Sequence[str]) -> list[tuple[str, _Part]]:
-    """Cosine and sine parts of the aberrations asked for, beyond the second order."""
+def higher_parts(orders: Sequence[str]) -> list[tuple[str, dict[str, float]]]:
+    """Cosine and sine parts (of 1 Å) of the aberrations asked for, beyond the second order."""
     parts = []
     for name in HIGHER:
         if name in orders:
-            n, m = int(name[1]), int(name[2])
-            parts += [(name, _Part(n, m, imaginary)) for imaginary in ((False, True) if m else (False,))]
+            m = int(name[2])
+            angles = (0.0, math.pi / (2 * m)) if m else (0.0,)
+            parts += [(name, {name: 1.0, f"phi{name[1:]}": angle}) for angle in angles]
     return parts
 
 
@@ -80,16 +71,7 @@ class GeneralFilter:
         chunk = max(1, _ENTRIES // len(self.k_y))
         pieces = [self._chunk(alignment, slice(i, i + chunk)) for i in range(0, len(self.spectra.q_y), chunk)]
         filtered = Filtered(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
-        return self._with_blur(filtered, alignment)
-
-    def _with_blur(self, filtered: Filtered, alignment: Alignment) -> Filtered:
-        spectra, scale = self.spectra, 2 * math.pi * self.spectra.wavelength
-        g_y, g_x = alignment.shifts(spectra.q_y, spectra.q_x)
-        u_y, u_x = alignment.to_detector(g_y, g_x)
-        waves = [(spectra.q_y, spectra.q_x), (-spectra.q_y, spectra.q_x), (spectra.q_x, spectra.q_y), (g_x, -g_y)]
-        turned = [alignment.to_detector(*wave) for wave in waves]
-        t_y, t_x = (scale * np.stack([wave[i] for wave in turned], -1) for i in range(2))
-        return blurred(filtered, (scale * u_y, scale * u_x), (t_y, t_x), spectra.pixel)
+        return blurred(filtered, detector_waves(self.spectra, alignment), self.spectra.pixel)
 
     def _chunk(self, alignment: Alignment, part: slice) -> tuple[np.ndarray, ...]:
         spectra, device = self.spectra, self.data.device
@@ -100,7 +82,7 @@ class GeneralFilter:
         # the frame of the detector, in which q turns: the pixels stay where they are
         turned = alignment.to_detector(spectra.q_y[part], spectra.q_x[part])
         detector = [tensor(self.k_y), tensor(self.k_x)]
-        k = _to_scan(alignment, *detector)
+        k = [tensor(component) for component in alignment.to_scan(self.k_y, self.k_x)]
         q = [tensor(spectra.q_y[part])[:, None], tensor(spectra.q_x[part])[:, None]]
         values = np.delete(alignment.values, (3, 4))
         overlaps, phases, slopes = [], [], []
@@ -108,17 +90,23 @@ class GeneralFilter:
             moved = [k[0] + sign * q[0], k[1] + sign * q[1]]
             edge = [detector[i] + sign * tensor(turned[i])[:, None] for i in range(2)]
             overlaps.append(aperture_fraction(edge[0], edge[1], cutoff=spectra.cutoff, width=self.width))
-            terms = torch.stack([self._term(p, *k) - self._term(p, *moved) for p in self.parts])
-            phases.append(torch.tensordot(tensor(values), terms, 1))
-            gradient = [self._gradient(values, *k)[i] - self._gradient(values, *moved)[i] for i in range(2)]
+            terms, gradient = [], [torch.zeros_like(moved[0]), torch.zeros_like(moved[0])]
+            for value, unit in zip(values, self.parts, strict=True):
+                one: dict[str, Any] = {"aberrations": unit, "wavelength": spectra.wavelength}
+                terms.append(aberration_phase(*k, **one) - aberration_phase(*moved, **one))
+                here, there = aberration_gradient(*k, **one), aberration_gradient(*moved, **one)
+                gradient = [g + float(value) * (a - b) for g, a, b in zip(gradient, here, there, strict=True)]
+            stacked = torch.stack(terms)
+            phases.append(torch.tensordot(tensor(values), stacked, 1))
             # rotating the detector moves k by (-k_x, k_y) in (y, x) order: `misr.optics.rotate`
             rotation = -gradient[0] * k[1] + gradient[1] * k[0]
-            slopes.append(torch.cat([terms[:3], rotation[None], torch.ones_like(rotation)[None], terms[3:]]))
+            slopes.append(torch.cat([stacked[:3], rotation[None], torch.ones_like(rotation)[None], stacked[3:]]))
         minus = torch.polar(overlaps[0], phases[0] + alignment.absorption)
         plus = torch.polar(overlaps[1], -phases[1] - alignment.absorption)
         gamma = 1j * (minus - plus)
         derivative = -(slopes[0] * minus + slopes[1] * plus)
-        blur, scale = self._blur(alignment, part), spectra.positions * spectra.trust[part]
+        blur = detector_waves(spectra.part(part), alignment).blur
+        scale = spectra.positions * spectra.trust[part]
         return self._sums(gamma, derivative, self.data[part], blur, scale)
 
     def _sums(
@@ -137,46 +125,3 @@ class GeneralFilter:
         by_frequency = derivative.permute(1, 0, 2)
         gram = numbers((by_frequency * counts).conj() @ by_frequency.transpose(1, 2)).real * second[:, None, None]
         return v, variance, slope, 2 * mixed.real, gram, mixed
-
-    def _term(self, part: _Part, k_y: torch.Tensor, k_x: torch.Tensor) -> torch.Tensor:
-        power = _complex_power(k_y, k_x, part.m)[int(part.imaginary)]
-        return self._scale(part) * (k_y**2 + k_x**2) ** ((part.n + 1 - part.m) // 2) * power
-
-    def _scale(self, part: _Part) -> float:
-        wavelength = self.spectra.wavelength
-        return 2 * math.pi / wavelength * wavelength ** (part.n + 1) / (part.n + 1)
-
-    def _gradient(self, values: np.ndarray, k_y: torch.Tensor, k_x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        squared = k_y**2 + k_x**2
-        grad_y, grad_x = torch.zeros_like(squared), torch.zeros_like(squared)
-        for value, part in zip(values, self.parts, strict=True):
-            scale, p, m = float(value) * self._scale(part), (part.n + 1 - part.m) // 2, part.m
-            if m > 0:
-                re, im = _complex_power(k_y, k_x, m - 1)
-                along_x, along_y = (im, re) if part.imaginary else (re, -im)
-                grad_x, grad_y = grad_x + scale * m * squared**p * along_x, grad_y + scale * m * squared**p * along_y
-            if p > 0:
-                common = 2 * p * scale * squared ** (p - 1) * _complex_power(k_y, k_x, m)[int(part.imaginary)]
-                grad_x, grad_y = grad_x + common * k_x, grad_y + common * k_y
-        return grad_y, grad_x
-
-    def _blur(self, alignment: Alignment, part: slice) -> np.ndarray:
-        """Loss over a pixel's area, from defocus and astigmatism."""
-        spectra = self.spectra
-        shifts = alignment.shifts(spectra.q_y[part], spectra.q_x[part])
-        u_y, u_x = (spectra.wavelength * u for u in alignment.to_detector(*shifts))
-        return np.sinc(u_y * spectra.pixel[0]) * np.sinc(u_x * spectra.pixel[1])
-
-
-def _to_scan(alignment: Alignment, k_y: torch.Tensor, k_x: torch.Tensor) -> list[torch.Tensor]:
-    if alignment.transposed:
-        k_y, k_x = k_x, k_y
-    cos, sin = math.cos(alignment.rotation), math.sin(alignment.rotation)
-    return [k_y * cos - k_x * sin, k_y * sin + k_x * cos]
-
-
-def _complex_power(k_y: torch.Tensor, k_x: torch.Tensor, m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    re, im = torch.ones_like(k_x), torch.zeros_like(k_x)
-    for _ in range(m):
-        re, im = re * k_x - im * k_y, re * k_y + im * k_x
-    return re, im

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from misr.calibration.prior import PowerPrior
 from misr.calibration.refine import ABSORPTION, Alignment, MatchedFilter, Refined, refine
 from misr.calibration.search import (
     APART_A,
@@ -45,7 +44,8 @@ class Question:
     astigmatism_A: float
     rotation: float | None = None  # rad
     transposed: bool | None = None
-    sign: int | None = None  # of C10, where the rotation is known too
+    sign: int | None = None  # of C10
+    orders: tuple[str, ...] = ()  # beyond the second, to fit in the end
 
     @property
     def transpositions(self) -> tuple[bool, ...]:
@@ -91,8 +91,8 @@ def find_modes(spectra: Spectra, question: Question) -> Modes:
     climbed = _climb_spectrum(table, spectra, question, known)[:_FINISHED]
     if spots is not None:
         climbed += _climb_spots(table, spots, question, known)[:_FINISHED]
-    exact, prior = MatchedFilter(spectra), _prior(spectra)
-    if question.sign is not None:
+    exact, prior = MatchedFilter(spectra), spectra.prior()
+    if question.rotation is not None and question.sign is not None:
         climbed = [start if start.C10 * question.sign > 0 else _turned(start) for start in climbed]
     looked = [refine(exact, prior, start, steps=0, **known) for start in climbed]
     looked = _separate(sorted(looked, key=lambda mode: -mode.log))[:_FINISHED]
@@ -125,7 +125,7 @@ def _unaliased(spectra: Spectra, mode: Refined, known: dict[str, Any]) -> tuple[
     if kept.all() or kept.sum() < _FEWEST or not _confused(spectra, mode.alignment):
         return mode, spectra
     low = spectra.part(np.flatnonzero(kept))
-    refined = refine(MatchedFilter(low), _prior(low), mode.alignment, steps=20, **known)
+    refined = refine(MatchedFilter(low), low.prior(), mode.alignment, steps=20, **known)
     return (replace(refined, log=mode.log), low) if refined.log > _ENOUGH else (mode, spectra)
 
 
@@ -141,17 +141,13 @@ def _confused(spectra: Spectra, alignment: Alignment) -> bool:
     return False
 
 
-def _prior(spectra: Spectra, envelope: Any = 1.0) -> PowerPrior:
-    return PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent, envelope=envelope)
-
-
 def _climb_spectrum(table: EnergyTable, spectra: Spectra, question: Question, known: dict[str, Any]) -> list[Alignment]:
     """Best peaks of the scan over all frequencies, followed with the simple filter."""
     options: dict[str, Any] = {"largest_A": question.largest_A, "transpositions": question.transpositions}
     starts = candidates(_at_rotation(scan_spectrum(table, **options), question, ring_step(spectra)), number=_STARTS)
     simple = MatchedFilter(spectra, simple=True)
     known = {**known, "fixed": (*question.fixed[:4], True)}
-    prior = _prior(spectra, axial_overlap(spectra.q, cutoff=spectra.cutoff) ** 2)
+    prior = spectra.prior(axial_overlap(spectra.q, cutoff=spectra.cutoff) ** 2)
     first = [refine(simple, prior, _with_rotation(start, question), steps=1, **known) for start in starts]
     first = _separate(sorted(first, key=lambda mode: -mode.log))[:_CLIMBED]
     climbed = [refine(simple, prior, mode.alignment, steps=4, **known) for mode in first]
@@ -160,7 +156,7 @@ def _climb_spectrum(table: EnergyTable, spectra: Spectra, question: Question, kn
 
 def _climb_spots(table: EnergyTable, spots: Spectra, question: Question, known: dict[str, Any]) -> list[Alignment]:
     """Best solutions for pairs of reflections, followed with the exact filter on the strong frequencies alone."""
-    exact, prior = MatchedFilter(spots), _prior(spots)
+    exact, prior = MatchedFilter(spots), spots.prior()
     options: dict[str, Any] = {"largest_A": question.largest_A, "transpositions": question.transpositions}
     starts: list[Alignment] = []
     for _, trial in solve_spots(table, astigmatism_A=question.astigmatism_A, **options):

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Evidence", "PowerPrior"]
+__all__ = ["ATOM", "Evidence", "PowerPrior"]
 
 _LEVELS = 10.0 ** np.arange(-5, 4.01, 0.5)  # rad² Å²: from far below one atomic layer of carbon to large Bragg peaks
 _TAILS = (None, 1.0, 0.5)  # powers above the level are rarer by level^-tail; None: there are none
 _TAIL_LENGTH = 9
-_ATOM = 0.6  # 1/Å: the power of light atoms falls as exp(-(q/0.6)²) (Peng et al. 1996, Acta Cryst. A 52, 257)
+ATOM = 0.6  # 1/Å: the power of light atoms falls as exp(-(q/0.6)²) (Peng et al. 1996, Acta Cryst. A 52, 257)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PowerPrior:
     def __init__(
         self, q: np.ndarray, *, area_A2: float, independent: float = 1.0, envelope: np.ndarray | float = 1.0
     ) -> None:
-        self.form = np.exp(-((q / _ATOM) ** 2)) * envelope
+        self.form = np.exp(-((q / ATOM) ** 2)) * envelope
         self.power = self.form[:, None] * (_LEVELS / area_A2)[None, :]
         self.independent = independent
         columns = []

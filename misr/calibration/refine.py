@@ -27,7 +27,9 @@ __all__ = [
     "Filtered",
     "MatchedFilter",
     "Refined",
+    "Waves",
     "blurred",
+    "detector_waves",
     "refine",
 ]
 
@@ -78,6 +80,10 @@ class Alignment:
         """A vector of the scan's frame in the detector's."""
         turned = rotate(y, x, -math.degrees(self.rotation))
         return (turned[1], turned[0]) if self.transposed else turned
+
+    def to_scan(self, y: Any, x: Any) -> tuple[Any, Any]:
+        """A vector of the detector's frame in the scan's."""
+        return rotate(*((x, y) if self.transposed else (y, x)), math.degrees(self.rotation))
 
 
 @dataclass(frozen=True)
@@ -167,18 +173,15 @@ class MatchedFilter:
         g_y, g_x = alignment.shifts(q_y, q_x)
         chi = math.pi * wavelength * (g_y * q_y + g_x * q_x) - alignment.absorption
         chi = chi + (math.pi / 2 if absorbing else 0.0)
-        u_y, u_x = (2 * math.pi * wavelength * u for u in alignment.to_detector(g_y, g_x))
-        blur = np.sinc(u_y * spectra.pixel[0] / (2 * math.pi)) * np.sinc(u_x * spectra.pixel[1] / (2 * math.pi))
-        minus = self._fourier(overlaps.minus, u_y, u_x)
-        plus = minus if self.simple else self._fourier(overlaps.plus, u_y, u_x)
-        # over the parameters: of the wave over the detector, and of χ(q)
-        waves = [(q_y, q_x), (-q_y, q_x), (q_x, q_y), (g_x, -g_y), (0 * q_y, 0 * q_x)]
-        turned = [alignment.to_detector(*wave) for wave in waves]
-        t_y, t_x = (2 * math.pi * wavelength * np.stack([wave[i] for wave in turned], -1) for i in range(2))
+        waves = detector_waves(spectra, alignment)
+        minus = self._fourier(overlaps.minus, *waves.u)
+        plus = minus if self.simple else self._fourier(overlaps.plus, *waves.u)
+        # χ(q) over the parameters
         chi_slopes = np.stack([q_x**2 + q_y**2, q_x**2 - q_y**2, 2 * q_x * q_y, 0 * q_y], -1)
         c = np.column_stack([math.pi * wavelength * chi_slopes, np.full(len(q_y), -1.0)])
-        filtered = _filtered(minus, plus, overlaps.moments, chi, blur, (t_y, t_x, c), spectra.positions * spectra.trust)
-        return blurred(filtered, (u_y, u_x), (t_y, t_x), spectra.pixel)
+        scale = spectra.positions * spectra.trust
+        filtered = _filtered(minus, plus, overlaps.moments, chi, waves.blur, (*waves.slopes, c), scale)
+        return blurred(filtered, waves, spectra.pixel)
 
     def _fourier(self, data: torch.Tensor, u_y: np.ndarray, u_x: np.ndarray) -> np.ndarray:
         """``Σ_k exp(-i k·u) (1, k_y, k_x) data``: (frequency, 3)."""
@@ -228,15 +231,33 @@ def _filtered(
     return Filtered(v[:, 0], power[:, 0], slope, variance_slope, gram, mixed)
 
 
-def blurred(
-    filtered: Filtered,
-    u: tuple[np.ndarray, np.ndarray],
-    slopes: tuple[np.ndarray, np.ndarray],
-    pixel: tuple[float, float],
-) -> Filtered:
+@dataclass(frozen=True)
+class Waves:
+    """Plane waves over the detector that an alignment gives each frequency, along y and x."""
+
+    u: tuple[np.ndarray, np.ndarray]  # (frequency,): rad Å
+    slopes: tuple[np.ndarray, np.ndarray]  # (frequency, parameter): of u
+    blur: np.ndarray  # (frequency,): loss over a pixel's area
+
+
+def detector_waves(spectra: Spectra, alignment: Alignment) -> Waves:
+    """The waves of defocus and astigmatism, in the detector's frame."""
+    q_y, q_x = spectra.q_y, spectra.q_x
+    g_y, g_x = alignment.shifts(q_y, q_x)
+    scale = 2 * math.pi * spectra.wavelength
+    u_y, u_x = (scale * u for u in alignment.to_detector(g_y, g_x))
+    waves = [(q_y, q_x), (-q_y, q_x), (q_x, q_y), (g_x, -g_y), (0 * q_y, 0 * q_x)]
+    turned = [alignment.to_detector(*wave) for wave in waves]
+    t_y, t_x = (scale * np.stack([wave[i] for wave in turned], -1) for i in range(2))
+    pixel = spectra.pixel
+    blur = np.sinc(u_y * pixel[0] / (2 * math.pi)) * np.sinc(u_x * pixel[1] / (2 * math.pi))
+    return Waves((u_y, u_x), (t_y, t_x), blur)
+
+
+def blurred(filtered: Filtered, waves: Waves, pixel: tuple[float, float]) -> Filtered:
     """With the slope of the loss over a pixel's area, ``sinc``, whose logarithm has the derivative ``cot x - 1/x``."""
     relative = np.zeros_like(filtered.variance_slope)
-    for phase, slope, width in zip(u, slopes, pixel, strict=True):
+    for phase, slope, width in zip(waves.u, waves.slopes, pixel, strict=True):
         x = phase * width / 2
         sine = np.sin(x)
         usual = (np.abs(x) > 1e-2) & (np.abs(sine) > 1e-3)  # at the zeros of sinc nothing is left to have a slope

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from misr.calibration.prior import ATOM
 from misr.calibration.refine import Alignment
 from misr.calibration.spectra import MODEL_ERROR, Spectra
 from misr.optics import axial_overlap
@@ -36,7 +37,6 @@ SMALLEST_A = 60.0  # |C10| below which nothing is left of the contrast that this
 _DIFFUSE = (0.04, 12.0)  # relative step of |C10|, and in rad; shifts (Å) within which that is fine enough
 _FEWEST_ROTATIONS = 24
 APART_A = 50.0  # two C10 exp(i rotation) closer than this, or a twenty-fifth of them, lie on one peak
-_ATOM = 0.6  # 1/Å, as in the prior
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _weight(spectra: Spectra, q: np.ndarray, C10: float) -> torch.Tensor:
     """Expected signal over noise at each frequency, up to a factor."""
     contrast = np.sin(math.pi * spectra.wavelength * C10 * q**2) * axial_overlap(q, cutoff=spectra.cutoff)
     contrast = contrast * np.sinc(spectra.wavelength * C10 * q * max(spectra.pixel))
-    return torch.as_tensor((contrast**2 * np.exp(-((q / _ATOM) ** 2))).astype(np.float32))
+    return torch.as_tensor((contrast**2 * np.exp(-((q / ATOM) ** 2))).astype(np.float32))
 
 
 def tensors(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:

@@ -18,7 +18,6 @@ import numpy as np
 from scipy.fft import ifft2, next_fast_len
 from scipy.special import ndtr
 
-from misr.calibration.prior import PowerPrior
 from misr.calibration.refine import Alignment, MatchedFilter
 from misr.calibration.spectra import Spectra
 
@@ -86,7 +85,7 @@ def skewness_of(
 
 def _points(spectra: Spectra, alignment: Alignment) -> np.ndarray:
     """Fourier coefficients of the phase, shrunk towards zero by what is noise, with atoms taken as points."""
-    prior = PowerPrior(spectra.q, area_A2=spectra.area_A2, independent=spectra.independent)
+    prior = spectra.prior()
     v, variance = [], []
     for first in range(0, len(spectra.q_y), _AT_ONCE):
         filtered = MatchedFilter(spectra.part(slice(first, first + _AT_ONCE)))(alignment)

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from misr.bright_field import bright_field_disk
+from misr.calibration.prior import PowerPrior
 from misr.cube import detector_step, is_periodic, scan_step
 from misr.optics import electron_wavelength
 
@@ -61,6 +62,10 @@ class Spectra:
             q_y=self.q_y[chosen],
             q_x=self.q_x[chosen],
         )
+
+    def prior(self, envelope: np.ndarray | float = 1.0) -> PowerPrior:
+        """Prior of the object's power at these frequencies; ``envelope``: the share of it that a filter passes."""
+        return PowerPrior(self.q, area_A2=self.area_A2, independent=self.independent, envelope=envelope)
 
     @property
     def q(self) -> np.ndarray:
