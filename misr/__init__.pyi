@@ -14,6 +14,7 @@ from .dose import apply_dose as apply_dose
 from .dose import split_counts as split_counts
 from .dose import thin_counts as thin_counts
 from .fusion import fuse_linear as fuse_linear
+from .fusion import plan_fusion as plan_fusion
 from .fusion import shift_and_add as shift_and_add
 from .io import cube_from_py4dstem as cube_from_py4dstem
 from .io import cube_to_py4dstem as cube_to_py4dstem
@@ -21,6 +22,10 @@ from .io import read_cube as read_cube
 from .io import read_result as read_result
 from .io import save_cube as save_cube
 from .io import save_result as save_result
+from .limits import dose_for_resolution as dose_for_resolution
+from .limits import expected_frc as expected_frc
+from .limits import phase_power_of_slab as phase_power_of_slab
+from .limits import radial_power_spectrum as radial_power_spectrum
 from .phase import projected_phase as projected_phase
 from .pipeline import super_resolve as super_resolve
 from .reference import reconstruct_parallax as reconstruct_parallax

@@ -16,6 +16,7 @@ __all__ = ["bright_field_disk", "mean_pattern"]
 
 _LOG = logging.getLogger(__name__)
 _ROWS_READ = 32  # scan rows: enough electrons to find a disk, and a small part of a large file
+_BLOCK = 8  # scan rows
 _RADIUS_TOLERANCE = 0.05
 _RATIO_TOLERANCE = 1.05
 _SIGMAS = 3.0  # a warning wants the deviation to be this sure
@@ -27,8 +28,17 @@ def rows_read(cube: xr.DataArray) -> slice:
     return slice(every // 2, None, every)
 
 
+def blocks_read(cube: xr.DataArray) -> np.ndarray:
+    """Scan rows of at most 7 evenly spread blocks of 8: files are chunked by rows, and a chunk is read whole."""
+    rows = np.arange(cube.sizes["scan_y"])
+    if rows.size <= _ROWS_READ:
+        return rows
+    blocks = np.linspace(0, -(-rows.size // _BLOCK) - 1, _ROWS_READ // _BLOCK).round().astype(int)
+    return np.asarray(rows[np.isin(rows // _BLOCK, blocks)])
+
+
 def mean_pattern(cube: xr.DataArray) -> xr.DataArray:
-    """Mean diffraction pattern, over at most 63 evenly spread scan rows (the same for NumPy and dask).
+    """Mean diffraction pattern, over at most 63 scan rows in evenly spread blocks (the same for NumPy and dask).
 
     Parameters
     ----------
@@ -48,7 +58,7 @@ def mean_pattern(cube: xr.DataArray) -> xr.DataArray:
     >>> float(mean_pattern(cube).sum())
     64.0
     """
-    cube = cube.isel(scan_y=rows_read(cube))
+    cube = cube.isel(scan_y=blocks_read(cube))
     return cube.mean(("scan_y", "scan_x"), dtype=float, keep_attrs=True).compute()
 
 
@@ -102,7 +112,7 @@ def bright_field_disk(cube: xr.DataArray) -> xr.Dataset:
     step = detector_step(cube)
     given = cube.attrs.get("semiangle_mrad")
     pattern = mean_pattern(cube)
-    n_patterns = len(range(*rows_read(cube).indices(cube.sizes["scan_y"]))) * cube.sizes["scan_x"]
+    n_patterns = len(blocks_read(cube)) * cube.sizes["scan_x"]
     disk = find_disk(pattern.values * n_patterns, step, None if given is None else float(given))
     if given is None:
         _LOG.info("semiangle_mrad not given, estimated: %.4g ± %.1g mrad", disk.radius, disk.radius_stderr)

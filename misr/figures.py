@@ -84,7 +84,7 @@ def image_figure(result: xr.Dataset) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    from misr.pipeline import CHI2_SUSPECT
+    from misr.fusion.linear import CHI2_SUSPECT
     from misr.resolution import frc_threshold
 
     panels = 2 if "frc" in result else 1

@@ -247,6 +247,8 @@ def overlap_function(
     wavelength: float,
     cutoff: float,
     pixel_edges: tuple[tuple[float, float], tuple[float, float]],
+    absorption_rad: float = 0.0,
+    focal_spread_A: float = 0.0,
 ) -> tuple[Any, Any]:
     """Overlap function Γ(k, q) of a weak phase object, averaged over a detector pixel.
 
@@ -254,6 +256,10 @@ def overlap_function(
     pixel k is ``Γ(k, q) φ(q)`` (Rodenburg, McCallum & Nellist 1993, Ultramicroscopy 48, 304). Inside the
     aperture ``χ(k) - χ(k ∓ q)`` varies (for second-order aberrations exactly) linearly over a pixel, so the mean
     over its area is the value at the centre times a sinc along each edge.
+
+    An object ``1 + i φ exp(iη)``, η the absorption angle, has
+    ``Γ = i [exp(iη) P*(k) P(k - q) - exp(-iη) P(k) P*(k + q)]``; η = π/2 is pure absorption, ``1 - φ``. A Gaussian
+    spread of defocus with standard deviation σ damps each term by ``exp(-½ (πλσ)² (k² - |k ∓ q|²)²)``.
 
     Parameters
     ----------
@@ -269,6 +275,10 @@ def overlap_function(
         α/λ, 1/Å.
     pixel_edges : ((y, x), (y, x))
         The two edge vectors of a detector pixel in the scan's frame, 1/Å.
+    absorption_rad : float
+        η, rad.
+    focal_spread_A : float
+        Standard deviation of the defocus, Å.
 
     Returns
     -------
@@ -295,9 +305,13 @@ def overlap_function(
         for edge_y, edge_x in pixel_edges:
             blur = blur * _sinc((slope_y * edge_y + slope_x * edge_x) / 2)
         weight = centre * _pixel_fraction(k_y + step_y, k_x + step_x, cutoff, pixel_edges) * blur
-        # P*(k) P(k-q) = w exp(i d);  P(k) P*(k+q) = w exp(-i d);  Γ = i [first - second]
-        re = re - weight * xp.sin(difference)
-        im = im - sign * weight * xp.cos(difference)
+        if focal_spread_A:
+            gained = 2 * (k_y * step_y + k_x * step_x) + step_y**2 + step_x**2
+            weight = weight * xp.exp(-0.5 * (math.pi * wavelength * focal_spread_A * gained) ** 2)
+        # P*(k) P(k-q) = w exp(i d);  P(k) P*(k+q) = w exp(-i d);  Γ = i [exp(iη) first - exp(-iη) second]
+        angle = difference + absorption_rad
+        re = re - weight * xp.sin(angle)
+        im = im - sign * weight * xp.cos(angle)
     return re, im
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from misr._provenance import append_history, describe_rng
@@ -15,16 +16,21 @@ from misr.calibrate import fit_aberrations
 from misr.cube import is_periodic, validate_cube
 from misr.descan import correct_descan, measure_descan
 from misr.dose import split_counts
-from misr.fusion import fuse_linear
-from misr.fusion.linear import whole_counts
+from misr.fusion import fuse_linear, plan_fusion
+from misr.fusion.linear import CHI2_SUSPECT, unexplained, whole_counts
+from misr.fusion.stream import computed_views
 from misr.resolution import fourier_ring_correlation, frc_resolution
 from misr.views import synthesize_views
+
+if TYPE_CHECKING:
+    from misr.fusion.plan import FusionPlan
 
 __all__ = ["half_map_frc", "super_resolve"]
 
 _LOG = logging.getLogger(__name__)
 _MODELS = ("default", "linear")
-CHI2_SUSPECT = 1.2  # counting statistics give 1 within a few thousandths for the numbers of views and positions in use
+_SURE = 4.0  # standard errors
+_LARGEST_ABSORPTION = 1.5  # rad
 
 
 def super_resolve(
@@ -109,9 +115,10 @@ def super_resolve(
         known = aberrations_of(cube) or {} if aberrations is None else aberrations
         cube = with_aberrations(cube, known, rotation_deg=rotation_deg)
         aberrations = None
-    views = synthesize_views(cube, aberrations, n_views=n_views).compute()
+    views = computed_views(synthesize_views(cube, aberrations, n_views=n_views))
     _LOG.info("fusing %d views of %d × %d positions", *views.shape)
-    result = fuse_linear(views, upsample=upsample, device=device)
+    plan = plan_fusion(views, upsample=upsample, absorption_rad=_absorption(fit), device=device)
+    result = fuse_linear(views, plan=plan)
     note: dict[str, Any] = {"model": "linear", "n_views": views.sizes["view"], "rng": describe_rng(rng)}
     if fit is not None:
         note["aberrations"] = "fit_aberrations"
@@ -119,9 +126,8 @@ def super_resolve(
     result.attrs["history"] = append_history(result.attrs, "super_resolve", **note)
     if result.attrs["chi2"] > CHI2_SUSPECT:
         warnings.warn(
-            f"the weak-phase model leaves {result.attrs['chi2']:.1f} times the counting noise unexplained (strong or "
-            "thick specimen, wrong aberrations, or counts that are not electrons): both half maps share that error, so "
-            "their FRC says how well the image repeats, not how true it is",
+            f"{unexplained(result.attrs['chi2'])}. Both half maps share that error, so their FRC says how "
+            "well the image repeats, not how true it is",
             UserWarning,
             stacklevel=2,
         )
@@ -132,7 +138,7 @@ def super_resolve(
             stacklevel=2,
         )
         return result
-    frc = half_map_frc(views, upsample=upsample, ring_width=ring_width, rng=rng, device=device)
+    frc = half_map_frc(views, plan=plan, ring_width=ring_width, rng=rng)
     resolution = frc_resolution(frc)
     resolution.attrs["history"] = append_history(frc.attrs, "frc_resolution", threshold="half-bit")
     result.attrs["resolution_A"] = float(resolution)
@@ -140,10 +146,18 @@ def super_resolve(
     return result.assign(frc=frc, resolution=resolution)
 
 
+def _absorption(fit: xr.Dataset | None) -> float:
+    """The fitted absorption angle, where it is more than noise; strong scatterers reach π/2."""
+    if fit is None or abs(fit.attrs["absorption_rad"]) < _SURE * fit.attrs["absorption_rad_stderr"]:
+        return 0.0
+    return float(np.clip(fit.attrs["absorption_rad"], -_LARGEST_ABSORPTION, _LARGEST_ABSORPTION))
+
+
 def half_map_frc(
     views: xr.DataArray,
     *,
     fuse: Any = None,
+    plan: FusionPlan | None = None,
     upsample: int | str = "auto",
     ring_width: float | None = None,
     rng: Any = None,
@@ -160,8 +174,11 @@ def half_map_frc(
         Whole counts, dims ``("view", "scan_y", "scan_x")``.
     fuse : callable, optional
         From views to a DataArray ``("y", "x")``; the linear fusion by default.
+    plan : FusionPlan, optional
+        From `misr.plan_fusion`, for the default ``fuse``; made from ``views`` when not given, so that both halves share
+        the geometry and the pixels, and nothing else.
     upsample, device
-        As in `fuse_linear`, used by the default ``fuse``.
+        As in `fuse_linear`, used by the default ``fuse`` without a plan.
     ring_width : float, optional
         1/Å.
     rng : None, int or numpy.random.Generator
@@ -188,9 +205,10 @@ def half_map_frc(
     'half-map'
     """
     if fuse is None:
+        held = plan_fusion(views, upsample=upsample, device=device) if plan is None else plan
 
         def fuse(half: xr.DataArray) -> xr.DataArray:
-            return fuse_linear(half, upsample=upsample, device=device)["phase"]
+            return fuse_linear(half, plan=held)["phase"]
 
     first, second = (fuse(half) for half in split_counts(views, rng=rng))
     window = None if is_periodic(views) else "hann"

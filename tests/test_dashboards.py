@@ -44,7 +44,7 @@ def test_more_dose_gives_a_better_image_and_a_finer_resolution(scan):
 
 
 def test_methods_rank_as_they_should(scan):
-    raw, tcbf, linear = (shown(ExploreState(scan, dose=1000.0, method=name)) for name in METHODS)
+    raw, tcbf, linear, _ = (shown(ExploreState(scan, dose=1000.0, method=name)) for name in METHODS)
     # one view cannot show more than its scan's Nyquist frequency, and does not know the phase
     assert raw.image.shape == (16, 16)
     assert raw.frc_truth is None

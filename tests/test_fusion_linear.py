@@ -13,7 +13,10 @@ from phase_object import as_sampled, at_dose, atoms_phase, phase_object_cube, qu
 import misr
 
 # noise-free counts are meant here
-pytestmark = pytest.mark.filterwarnings("ignore:the counts scatter:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the counts scatter:UserWarning"),
+    pytest.mark.filterwarnings("ignore:upsample=:UserWarning"),  # few and coarse detector pixels
+]
 
 SCAN_NYQUIST_A = 4.0
 NOISE_FREE = 1e8  # e/Å²: expected counts, not drawn ones; the dose only tells the prior how far to trust them
@@ -41,7 +44,7 @@ def fused(make_views):
         key = (kind, tuple(sorted(options.items())))
         if key not in done:
             views, truth = make_views(*kind, **options)
-            done[key] = misr.fuse_linear(views), misr.shift_and_add(views), truth
+            done[key] = misr.fuse_linear(views, upsample=4), misr.shift_and_add(views), truth
         return done[key]
 
     return fuse
@@ -159,7 +162,7 @@ def test_phase_std_of_fading_power_is_no_understatement(fused, dose):
 def test_phase_std_of_nothing_seen(make_views):
     """A vacuum scan: the estimate, its error and its standard deviation all stay near nothing."""
     views, _ = make_views("atoms", dose=100.0, rng=0, strength=1e-6)
-    linear = misr.fuse_linear(views)
+    linear = misr.fuse_linear(views, upsample=4)
     assert float(np.abs(linear.phase).max()) < 0.05
     assert float(linear.phase_std.mean()) < 0.05
 
@@ -167,9 +170,9 @@ def test_phase_std_of_nothing_seen(make_views):
 def test_half_maps_agree_with_truth(make_views):
     """Half-map FRC S/(S + 2) and FRC against truth √(S/(1 + S)) tell one S."""
     views, truth = make_views("white", dose=3000.0, rng=5, cutoff=0.8, strength=0.1, pixels=128)
-    halves = [misr.fuse_linear(half).phase for half in misr.split_counts(views, rng=0)]
+    halves = [misr.fuse_linear(half, upsample=4).phase for half in misr.split_counts(views, rng=0)]
     measured = misr.fourier_ring_correlation(*halves, window=None, ring_width=0.1)
-    squared = against_truth(misr.fuse_linear(views).phase, truth, ring_width=0.1) ** 2
+    squared = against_truth(misr.fuse_linear(views, upsample=4).phase, truth, ring_width=0.1) ** 2
     predicted = squared / (2 - squared)
     band = measured.frequency < 0.8
     # a ring's scatter, and the truth's own from the half maps' different shrinkage
@@ -185,7 +188,7 @@ def test_sign_of_defocus_matters(make_scan):
     cube, truth = make_scan("atoms")
     clean = at_dose(cube, 1e4)
     frc = {
-        C10: mean_frc(misr.fuse_linear(misr.synthesize_views(clean, {"C10": C10})).phase, truth)
+        C10: mean_frc(misr.fuse_linear(misr.synthesize_views(clean, {"C10": C10}), upsample=4).phase, truth)
         for C10 in (-1500.0, 1500.0)
     }
     assert frc[-1500.0] > 0.5
@@ -203,7 +206,7 @@ def test_astigmatism_is_used_right(make_scan):
         "mirrored": {**lens, "phi12": -0.5},
     }
     frc = {
-        name: mean_frc(misr.fuse_linear(misr.synthesize_views(clean, guess)).phase, truth)
+        name: mean_frc(misr.fuse_linear(misr.synthesize_views(clean, guess), upsample=4).phase, truth)
         for name, guess in guesses.items()
     }
     assert frc["right"] > 0.6
@@ -216,8 +219,8 @@ def test_higher_orders_are_used_right(make_scan):
     lens = {"C10": -1500.0, "C21": 3e4, "phi21": 0.4, "C30": 3e6}
     cube, truth = make_scan("atoms", det_bin=3, **lens)
     clean = at_dose(cube, 1e5)
-    right = mean_frc(misr.fuse_linear(misr.synthesize_views(clean)).phase, truth)
-    without = mean_frc(misr.fuse_linear(misr.synthesize_views(clean, {"C10": -1500.0})).phase, truth)
+    right = mean_frc(misr.fuse_linear(misr.synthesize_views(clean), upsample=4).phase, truth)
+    without = mean_frc(misr.fuse_linear(misr.synthesize_views(clean, {"C10": -1500.0}), upsample=4).phase, truth)
     assert right > 0.6
     assert right > without + 0.2
 
@@ -229,8 +232,8 @@ def test_rotation_is_used_right(make_scan):
     frc = {}
     for angle in (90.0, 0.0, -90.0, 180.0):
         views = misr.synthesize_views(turned.assign_attrs(rotation_deg=angle))
-        frc[angle] = mean_frc(misr.fuse_linear(views).phase, truth)
-    straight = mean_frc(misr.fuse_linear(misr.synthesize_views(at_dose(cube, 1e5))).phase, truth)
+        frc[angle] = mean_frc(misr.fuse_linear(views, upsample=4).phase, truth)
+    straight = mean_frc(misr.fuse_linear(misr.synthesize_views(at_dose(cube, 1e5)), upsample=4).phase, truth)
     assert frc[90.0] == pytest.approx(straight, abs=0.01)
     assert all(frc[90.0] > frc[angle] + 0.3 for angle in (0.0, -90.0, 180.0)), frc
 
@@ -258,7 +261,7 @@ def test_cropped_field_agrees_inside(make_scan, method):
 
     def fuse(scan):
         views = misr.synthesize_views(scan)
-        return misr.fuse_linear(views).phase if method == "linear" else misr.shift_and_add(views)
+        return misr.fuse_linear(views, upsample=4).phase if method == "linear" else misr.shift_and_add(views)
 
     whole, cropped = fuse(clean), fuse(field)
     assert cropped.shape == (26 * 4, 24 * 4)
@@ -278,7 +281,7 @@ def test_border_does_not_ring(make_scan):
     drift = 1 + 0.01 * (cube.scan_x / float(cube.scan_x[-1]) - 0.5)
     drifting = (cube * 1e4 * drift).transpose(*cube.dims).assign_attrs(cube.attrs, dose_e_per_A2=1e4)
     del drifting.attrs["period_A"]
-    phase = misr.fuse_linear(misr.synthesize_views(drifting)).phase
+    phase = misr.fuse_linear(misr.synthesize_views(drifting), upsample=4).phase
     assert float(np.abs(phase).max()) < 0.1
 
 
@@ -291,8 +294,8 @@ def small_views(make_views):
 
 
 def test_labels(small_views):
-    result = misr.fuse_linear(small_views)
-    assert set(result) == {"phase", "phase_std"}
+    result = misr.fuse_linear(small_views, upsample=4)
+    assert set(result) == {"phase", "phase_std", "noise_std", "transfer"}
     for image in (result.phase, misr.shift_and_add(small_views)):
         assert image.dims == ("y", "x")
         assert image.attrs["units"] == "rad"

@@ -15,7 +15,8 @@ import misr
 PACKAGE = Path(misr.__file__).parent
 HEAVY = ("torch", "panel", "holoviews", "bokeh", "py4DSTEM", "abtem", "ase", "rsciio", "matplotlib", "skimage")
 # torch is at the top only of modules that nothing imports before it is needed
-TORCH_MODULES = {f"fusion/{name}.py" for name in ("kernels", "prior", "network", "training")} | {
+_TORCH_FUSION = ("kernels", "labels", "local_prior", "overlap", "plan", "prior", "statistic", "wiener")
+TORCH_MODULES = {f"fusion/{name}.py" for name in _TORCH_FUSION} | {
     f"calibration/{name}.py" for name in ("higher", "refine", "search", "spots")
 }
 PY4DSTEM_MODULES = re.compile(r"^_py4dstem\.py$")

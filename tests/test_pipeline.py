@@ -27,7 +27,7 @@ def result(cube):
 
 
 def test_result_and_its_labels(result, expected):
-    assert set(result.data_vars) == {"phase", "phase_std", "frc", "resolution"}
+    assert set(result.data_vars) == {"phase", "phase_std", "noise_std", "transfer", "frc", "resolution"}
     assert result.phase.dims == result.phase_std.dims == ("y", "x")
     assert result.phase.attrs["units"] == result.phase_std.attrs["units"] == "rad"
     assert result.y.attrs["units"] == result.x.attrs["units"] == "Å"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import param
@@ -13,11 +14,14 @@ import xarray as xr
 
 from misr.cube import is_periodic, scan_step, validate_cube
 from misr.dose import apply_dose, thin_counts
-from misr.fusion import fuse_linear, shift_and_add
+from misr.fusion import fuse_linear, plan_fusion, shift_and_add
 from misr.pipeline import half_map_frc
 from misr.plot import resolution_text
 from misr.resolution import fourier_ring_correlation
 from misr.views import axial_view, synthesize_views
+
+if TYPE_CHECKING:
+    from misr.fusion.plan import FusionPlan
 
 __all__ = ["METHODS", "ExploreState", "Result", "dose_steps", "picture", "sample", "summary", "views_at"]
 
@@ -131,18 +135,29 @@ def views_at(views: xr.DataArray, *, dose_e_per_A2: float, rng: Any = None) -> x
     return thin_counts(views, min(1.0, dose_e_per_A2 / own), rng=rng)
 
 
-def _linear(views: xr.DataArray) -> xr.DataArray:
-    return fuse_linear(views)["phase"]
+def _axial(views: xr.DataArray, _: FusionPlan | None = None) -> xr.DataArray:
+    return axial_view(views)
 
 
-METHODS: dict[str, Callable[[xr.DataArray], xr.DataArray]] = {
-    "one raw view": axial_view,
-    "tcBF (shift and add)": shift_and_add,
+def _sum(views: xr.DataArray, _: FusionPlan | None = None) -> xr.DataArray:
+    return shift_and_add(views)
+
+
+def _linear(views: xr.DataArray, plan: FusionPlan | None = None, *, prior: str = "ring") -> xr.DataArray:
+    plan = plan_fusion(views) if plan is None else plan
+    # the same pixels at every dose, so that pictures can be compared
+    return fuse_linear(views, plan=plan, upsample=plan.folds, prior=prior)["phase"]
+
+
+METHODS: dict[str, Callable[..., xr.DataArray]] = {
+    "one raw view": _axial,
+    "tcBF (shift and add)": _sum,
     "linear fusion": _linear,
+    "linear fusion, local prior": partial(_linear, prior="local"),
 }
 
 
-def picture(views: xr.DataArray, *, method: str) -> xr.DataArray:
+def picture(views: xr.DataArray, *, method: str, plan: FusionPlan | None = None) -> xr.DataArray:
     """The image a method makes of counted views.
 
     Parameters
@@ -151,6 +166,8 @@ def picture(views: xr.DataArray, *, method: str) -> xr.DataArray:
         Integer counts.
     method : str
         A key of ``METHODS``.
+    plan : FusionPlan, optional
+        For the linear fusions, if it is held already.
 
     Returns
     -------
@@ -175,7 +192,7 @@ def picture(views: xr.DataArray, *, method: str) -> xr.DataArray:
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {list(METHODS)}")
-    return METHODS[method](views)
+    return METHODS[method](views, plan)
 
 
 class Result(NamedTuple):
@@ -216,6 +233,7 @@ class ExploreState(param.Parameterized):
             self.truth = None
         every = synthesize_views(self.cube).compute()
         self._grouped = {every.sizes["view"]: every}
+        self._plans: dict[int, FusionPlan] = {}
         doses, widths = dose_steps(counts), _ring_widths(self.cube)
         numbers = [n for n in _VIEWS if n < every.sizes["view"]] + [every.sizes["view"]]
         for name, values in (("dose", doses), ("n_views", numbers), ("ring_width", widths)):
@@ -234,17 +252,26 @@ class ExploreState(param.Parameterized):
             self._grouped[n_views] = synthesize_views(self.cube, n_views=n_views).compute()
         return views_at(self._grouped[n_views], dose_e_per_A2=self.dose, rng=self.seed)
 
+    def plan(self) -> FusionPlan:
+        """Geometry of the linear fusion for the present number of views: only the electrons change with the dose."""
+        if self.n_views not in self._plans:
+            self._plans[self.n_views] = plan_fusion(self._grouped[self.n_views])
+        return self._plans[self.n_views]
+
     def steps(self) -> list[Callable[[], Result]]:
         """The work for the present choices, in parts: the image first, since it is there soonest."""
-        method, width, found = self.method, self.ring_width, {}
+        method, width = self.method, self.ring_width
+        found: dict[str, Any] = {}
 
         def show_image() -> Result:
             found["views"] = self.views()
-            found["image"] = picture(found["views"], method=method)
+            found["plan"] = self.plan() if method.startswith("linear") else None
+            found["image"] = picture(found["views"], method=method, plan=found["plan"])
             return Result(found["image"])
 
         def show_curves() -> Result:
-            frc = half_map_frc(found["views"], fuse=METHODS[method], ring_width=width, rng=self.seed)
+            fuse = partial(METHODS[method], plan=found["plan"]) if found["plan"] else METHODS[method]
+            frc = half_map_frc(found["views"], fuse=fuse, ring_width=width, rng=self.seed)
             return Result(found["image"], frc, self._against_truth(found["image"], width))
 
         return [show_image, show_curves]

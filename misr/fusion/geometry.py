@@ -11,10 +11,11 @@ import xarray as xr
 
 from misr.aberrations import aberrations_of
 from misr.cube import is_periodic, scan_step
-from misr.optics import electron_wavelength, rotate
+from misr.optics import electron_wavelength, pixel_width, rotate
 
-__all__ = ["ScanGrid", "ViewGeometry", "choose_upsample", "scan_grid", "view_geometry"]
+__all__ = ["ScanGrid", "ViewGeometry", "check_upsample", "choose_upsample", "folds", "scan_grid", "view_geometry"]
 
+_FEW_FOLDS = 8  # on an axis: cheap enough for any number of views
 _BAND_SHARE = 0.95  # of 2α/λ that "auto" must reach: the overlap beyond it is under 1 % of the aperture
 
 
@@ -26,10 +27,35 @@ class ViewGeometry:
     cutoff: float
     aberrations: dict[str, float]
     pixel_edges: tuple[tuple[float, float], tuple[float, float]]
-    pixel_y: np.ndarray
-    pixel_x: np.ndarray
+    origin: tuple[float, float]  # of pixel (0, 0) of the detector's rows and columns
+    pixel_row: np.ndarray
+    pixel_column: np.ndarray
     pixel_view: np.ndarray
     n_views: int
+
+    @property
+    def pixel_y(self) -> np.ndarray:
+        """Pixel centres along y."""
+        return self._centre(0)
+
+    @property
+    def pixel_x(self) -> np.ndarray:
+        """Pixel centres along x."""
+        return self._centre(1)
+
+    def _centre(self, axis: int) -> np.ndarray:
+        first, second = self.pixel_edges
+        return np.asarray(self.origin[axis] + self.pixel_row * first[axis] + self.pixel_column * second[axis])
+
+    @property
+    def is_second_order(self) -> bool:
+        """Whether defocus and twofold astigmatism are all there is: the shifts are then linear over the detector."""
+        return all(name in ("C10", "C12") for name, value in self.aberrations.items() if name[0] == "C" and value)
+
+    @property
+    def is_square(self) -> bool:
+        """Whether a pixel is as wide in every direction."""
+        return isinstance(pixel_width(np.zeros(1), np.ones(1), pixel_edges=self.pixel_edges), float)
 
 
 @dataclass(frozen=True)
@@ -48,19 +74,34 @@ class ScanGrid:
         """Shape of the padded fine grid."""
         return self.padded[0] * self.upsample, self.padded[1] * self.upsample
 
-    def taper(self) -> np.ndarray:
-        """Weight of each padded position: 1 in the field, falling to 0 at the margin's outer edge."""
-        ramps = []
-        for axis in range(2):
-            position = np.arange(self.padded[axis]) - self.pad[axis]
-            outside = np.maximum(np.maximum(-position, position - self.shape[axis] + 1), 0)
-            ramps.append(0.5 + 0.5 * np.cos(np.pi * np.clip(outside / max(1, outside.max()), 0, 1)))
-        return ramps[0][:, None] * ramps[1][None, :]
+    @property
+    def half(self) -> int:
+        """Columns of the half plane of scan frequencies."""
+        return self.padded[1] // 2 + 1
+
+    @property
+    def ring_width(self) -> float:
+        """One frequency pixel of the padded field, 1/Å (the coarser axis)."""
+        return 1 / min(self.padded[0] * self.step[0], self.padded[1] * self.step[1])
+
+    @property
+    def oversampling(self) -> tuple[float, float]:
+        """Frequency pixels of the padded field for each of the scanned one."""
+        return self.padded[0] / self.shape[0], self.padded[1] / self.shape[1]
+
+    def pixel(self, upsample: int) -> tuple[float, float]:
+        """Pixel of an image, Å."""
+        return self.step[0] / upsample, self.step[1] / upsample
+
+    @property
+    def field_gain(self) -> float:
+        """Power in the field over the mean power of the padded grid, whose margins are empty."""
+        return self.padded[0] * self.padded[1] / (self.shape[0] * self.shape[1])
 
     @property
     def n_effective(self) -> float:
-        """Scan positions N that make ``1/(N n̄)`` the noise power of a mean-normalised, tapered transform."""
-        return (self.padded[0] * self.padded[1]) ** 2 / (self.kept * float((self.taper() ** 2).sum()))
+        """Scan positions N that make ``1/(N n̄)`` the noise power of a mean-normalised transform of the padded grid."""
+        return self.padded[0] * self.padded[1] * self.field_gain / self.kept
 
 
 def view_geometry(views: xr.DataArray) -> ViewGeometry:
@@ -106,19 +147,15 @@ def view_geometry(views: xr.DataArray) -> ViewGeometry:
     origin_y, origin_x = views.attrs["detector_origin_mrad"]
     columns = int(views.attrs["detector_columns"])
     per_mrad = 1e-3 / wavelength
-    pixel_y, pixel_x = rotate(
-        (origin_y + step_y * (index // columns)) * per_mrad,
-        (origin_x + step_x * (index % columns)) * per_mrad,
-        rotation,
-    )
     edges = (rotate(step_y * per_mrad, 0.0, rotation), rotate(0.0, step_x * per_mrad, rotation))
     return ViewGeometry(
         wavelength=wavelength,
         cutoff=float(views.attrs["semiangle_mrad"]) * per_mrad,
         aberrations=aberrations,
         pixel_edges=edges,
-        pixel_y=pixel_y,
-        pixel_x=pixel_x,
+        origin=rotate(origin_y * per_mrad, origin_x * per_mrad, rotation),
+        pixel_row=index // columns,
+        pixel_column=index % columns,
         pixel_view=np.repeat(np.arange(len(members)), [group.size for group in members]),
         n_views=len(members),
     )
@@ -167,11 +204,47 @@ def choose_upsample(upsample: int | str, *, geometry: ViewGeometry, step: tuple[
     4
     """
     if upsample == "auto":
-        needed = math.ceil(_BAND_SHARE * 2 * max(step) * 2 * geometry.cutoff)
-        return max(1, min(needed, math.isqrt(geometry.n_views)))
+        return min(_needed(geometry, step), max(1, math.isqrt(geometry.n_views)))
+    check_upsample(upsample)
+    return int(upsample)
+
+
+def check_upsample(upsample: Any) -> None:
+    """Raise unless it is "auto" or a whole number within reason."""
+    if upsample == "auto":
+        return
     if isinstance(upsample, bool) or not isinstance(upsample, int | np.integer) or not 1 <= upsample <= 64:
         raise ValueError(f"upsample={upsample!r} must be 'auto' or a whole number from 1 to 64")
-    return int(upsample)
+
+
+def folds(geometry: ViewGeometry, step: tuple[float, float]) -> int:
+    """How often the scan folds the band limit on each axis, as far as it is worth unfolding.
+
+    Few views cannot tell many aliases apart, but leaving them out of the model does not take them out of the data.
+
+    Parameters
+    ----------
+    geometry : ViewGeometry
+        Optics.
+    step : (float, float)
+        Scan step, Å.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> folds(SimpleNamespace(cutoff=0.508, n_views=9), (2.0, 2.0))
+    4
+    """
+    return min(_needed(geometry, step), max(_FEW_FOLDS, math.isqrt(geometry.n_views)))
+
+
+def _needed(geometry: ViewGeometry, step: tuple[float, float]) -> int:
+    return max(1, math.ceil(_BAND_SHARE * 2 * max(step) * 2 * geometry.cutoff))
 
 
 def scan_grid(views: xr.DataArray, *, upsample: int) -> ScanGrid:

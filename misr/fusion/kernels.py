@@ -6,25 +6,26 @@ Everything is written for the half plane of scan frequencies that a real image h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
-from misr.fusion.geometry import ScanGrid, ViewGeometry
-from misr.optics import aperture_fraction, overlap_function, pixel_width
+from misr.fusion.geometry import ScanGrid
 
 __all__ = [
+    "ENTRIES_AT_ONCE",
     "Frequencies",
-    "NormalEquations",
     "frequencies",
+    "from_plane",
+    "full_plane",
     "image_from_spectrum",
-    "normal_equations",
+    "resolve_device",
     "shifted_sum",
     "spectra",
 ]
 
-_ENTRIES_AT_ONCE = 1 << 18  # overlap values in flight: the dozen intermediate arrays then stay near the cache
+ENTRIES_AT_ONCE = 1 << 18  # overlap values in flight: the dozen intermediate arrays then stay near the cache
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,9 @@ class Frequencies:
     alias: torch.Tensor  # place of each among the U² of the fine grid
     weight: torch.Tensor  # (scan frequency,): 2 where the conjugate half plane repeats it, else 1
 
-
-@dataclass(frozen=True)
-class NormalEquations:
-    """``(Γᴴ N Γ) φ = Γᴴ N G`` per scan frequency, N the expected counts of each view."""
-
-    matrix: torch.Tensor  # (scan frequency, alias, alias)
-    vector: torch.Tensor  # (scan frequency, alias)
+    def at(self, chosen: torch.Tensor) -> Frequencies:
+        """Some of the scan frequencies."""
+        return Frequencies(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -85,130 +82,113 @@ def frequencies(grid: ScanGrid, *, cutoff: float, device: torch.device) -> Frequ
 def spectra(
     counts: np.ndarray, *, lost: np.ndarray, grid: ScanGrid, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fourier coefficients of each view's contrast (counts/mean - 1), and the mean counts.
+    """Fourier coefficients of each view's counts less their mean: (view, scan frequency); and the mean counts.
 
-    Lost scan positions and views without electrons have contrast 0; the latter's mean is 0 too, so they weigh nothing.
-    Margins are filled by reflection that fades out, so that no step at the border rings into the field.
+    Lost scan positions hold the mean, and so do the margins: they keep the views' shifts from wrapping round. (Mirrored
+    margins would be seen with mirrored shifts, which no object explains.)
     """
     kept = ~lost
     mean = torch.as_tensor(counts[:, kept].mean(axis=1, dtype=np.float64), device=device)
     held = torch.as_tensor(kept, dtype=torch.float32, device=device)
-    result = torch.empty((len(counts), grid.padded[0], grid.padded[1] // 2 + 1), dtype=torch.complex64, device=device)
-    batch = max(1, _ENTRIES_AT_ONCE // (grid.padded[0] * grid.padded[1]))
-    fade = torch.as_tensor(grid.taper(), dtype=torch.float32, device=device)
+    result = torch.empty((len(counts), grid.padded[0] * grid.half), dtype=torch.complex64, device=device)
+    batch = max(1, ENTRIES_AT_ONCE // (grid.padded[0] * grid.padded[1]))
     for first in range(0, len(counts), batch):
         block = torch.as_tensor(counts[first : first + batch].astype(np.float32), device=device)
-        level = mean[first : first + batch, None, None].float()
-        contrast = torch.where(level > 0, block / level.clamp(min=1e-30) - 1, torch.zeros_like(block)) * held
+        block = (block - mean[first : first + batch, None, None].float()) * held
         if grid.padded != grid.shape:
-            contrast = _reflect(contrast, grid) * fade
-        result[first : first + batch] = torch.fft.rfft2(contrast, norm="forward")
+            before, after = grid.pad, [grid.padded[i] - grid.shape[i] - grid.pad[i] for i in range(2)]
+            block = torch.nn.functional.pad(block, (before[1], after[1], before[0], after[0]))
+        result[first : first + batch] = torch.fft.rfft2(block, norm="forward").flatten(1)
     return result, mean
 
 
-def _reflect(contrast: torch.Tensor, grid: ScanGrid) -> torch.Tensor:
-    index = []
-    for axis in range(2):
-        position = np.arange(grid.padded[axis]) - grid.pad[axis]
-        period = 2 * grid.shape[axis]
-        folded = np.mod(position, period)
-        index.append(torch.as_tensor(np.minimum(folded, period - 1 - folded), device=contrast.device))
-    return contrast[:, index[0]][:, :, index[1]]
-
-
-def group_overlap(
-    q_y: torch.Tensor, q_x: torch.Tensor, *, geometry: ViewGeometry, pixels: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """Γ per expected electron of each view, averaged over the view's pixels: shape (frequency, view)."""
-    re, im = overlap_function(
-        pixels["y"][None, :],
-        pixels["x"][None, :],
-        q_y[:, None],
-        q_x[:, None],
-        aberrations=geometry.aberrations,
-        wavelength=geometry.wavelength,
-        cutoff=geometry.cutoff,
-        pixel_edges=geometry.pixel_edges,
-    )
-    gamma = torch.complex(re, im)
-    if geometry.n_views != geometry.pixel_view.size:
-        summed = torch.zeros((gamma.shape[0], geometry.n_views), dtype=gamma.dtype, device=gamma.device)
-        gamma = summed.index_add_(1, pixels["view"], gamma)
-    return gamma / pixels["fraction"]
-
-
-def pixel_tensors(geometry: ViewGeometry, *, device: torch.device) -> dict[str, torch.Tensor]:
-    """Pixel positions, their view, and the share of electrons each view receives."""
-    width = pixel_width(geometry.pixel_y, geometry.pixel_x, pixel_edges=geometry.pixel_edges)
-    inside = aperture_fraction(geometry.pixel_y, geometry.pixel_x, cutoff=geometry.cutoff, width=width)
-    fraction = np.bincount(geometry.pixel_view, weights=inside, minlength=geometry.n_views)
-    numbers = {"y": geometry.pixel_y, "x": geometry.pixel_x, "fraction": fraction}
-    tensors = {name: torch.as_tensor(values, dtype=torch.float32, device=device) for name, values in numbers.items()}
-    return tensors | {"view": torch.as_tensor(geometry.pixel_view, device=device)}
-
-
-def normal_equations(
-    transformed: torch.Tensor, mean: torch.Tensor, *, geometry: ViewGeometry, freq: Frequencies
-) -> NormalEquations:
-    """Accumulate ``Γᴴ N Γ`` and ``Γᴴ N G`` over all views, scan frequencies in chunks."""
-    device = transformed.device
-    pixels = pixel_tensors(geometry, device=device)
-    n_freq, n_alias = freq.magnitude.shape
-    flat = transformed.reshape(len(transformed), -1)
-    counts = mean.to(torch.float32)
-    matrix = torch.zeros((n_freq, n_alias, n_alias), dtype=torch.complex64, device=device)
-    vector = torch.zeros((n_freq, n_alias), dtype=torch.complex64, device=device)
-    chunk = max(1, _ENTRIES_AT_ONCE // (n_alias * geometry.pixel_view.size))
-    for first in range(0, n_freq, chunk):
-        part = slice(first, first + chunk)
-        inside = freq.magnitude[part] < 2 * geometry.cutoff
-        gamma = torch.zeros((*inside.shape, geometry.n_views), dtype=torch.complex64, device=device)
-        gamma[inside] = group_overlap(freq.y[part][inside], freq.x[part][inside], geometry=geometry, pixels=pixels)
-        weighted = gamma.conj() * counts
-        matrix[part] = weighted @ gamma.transpose(1, 2)
-        vector[part] = (weighted @ flat[:, part].T[:, :, None])[..., 0]
-    return NormalEquations(matrix, vector)
-
-
 def shifted_sum(
-    transformed: torch.Tensor, mean: torch.Tensor, *, shifts: np.ndarray, grid: ScanGrid, freq: Frequencies
+    transformed: torch.Tensor, total: float, *, shifts: np.ndarray, grid: ScanGrid, freq: Frequencies
 ) -> torch.Tensor:
-    """Count-weighted mean of the views, each repeated over the aliases and shifted back: (scan frequency, alias)."""
+    """Sum of the views' contrast, each repeated over the aliases and shifted back: (scan frequency, alias).
+
+    Parameters
+    ----------
+    transformed : torch.Tensor
+        From `spectra`.
+    total : float
+        Electrons per position of all views together.
+    shifts : numpy.ndarray
+        Å, (view, 2).
+    grid : ScanGrid
+        Padded scan.
+    freq : Frequencies
+        Its object frequencies.
+
+    Returns
+    -------
+    torch.Tensor
+        Complex, dimensionless.
+    """
     (n_y, n_x), up = grid.padded, grid.upsample
-    half = n_x // 2 + 1
+    half = grid.half
     device = transformed.device
     fine_y = torch.as_tensor(np.fft.fftfreq(n_y * up, grid.step[0] / up).reshape(up, n_y).T, device=device)
     fine_x = torch.as_tensor(np.fft.fftfreq(n_x * up, grid.step[1] / up).reshape(up, n_x)[:, :half].T, device=device)
     result = torch.zeros((n_y, half, up, up), dtype=torch.complex64, device=device)
-    share = (mean / mean.sum()).to(torch.complex64)
     # view k shows the specimen at r + shift, so its spectrum carries exp(2πi q·shift): take that off
-    batch = max(1, _ENTRIES_AT_ONCE // (n_y * half * up))
+    batch = max(1, ENTRIES_AT_ONCE // (n_y * half * up))
     for first in range(0, len(transformed), batch):
         part = slice(first, first + batch)
         shift = torch.as_tensor(shifts[part], device=device)
         ramp_y = torch.exp(-2j * np.pi * fine_y * shift[:, 0, None, None]).to(torch.complex64)
         ramp_x = torch.exp(-2j * np.pi * fine_x * shift[:, 1, None, None]).to(torch.complex64)
-        block = transformed[part] * share[part, None, None]
+        block = transformed[part].reshape(-1, n_y, half) / total
         result += torch.einsum("vyx,vyj,vxi->yxji", block, ramp_y, ramp_x)
     return result.reshape(n_y * half, up * up).gather(1, freq.alias)
 
 
-def image_from_spectrum(solution: torch.Tensor, *, grid: ScanGrid, freq: Frequencies) -> np.ndarray:
-    """Real image of the scanned field from the half plane's alias coefficients."""
+def full_plane(values: torch.Tensor, *, grid: ScanGrid, freq: Frequencies, conjugate: bool = True) -> torch.Tensor:
+    """Values of the half plane's aliases on the whole plane of the fine grid, in the order of ``fftfreq``.
+
+    With ``conjugate`` those of a real image's spectrum, without it those of an even function such as a variance.
+    """
     (n_y, n_x), up = grid.padded, grid.upsample
-    half = n_x // 2 + 1
-    placed = torch.zeros((n_y * half, up * up), dtype=solution.dtype, device=solution.device)
-    placed.scatter_(1, freq.alias, solution)
+    half = grid.half
+    placed = torch.zeros((n_y * half, up * up), dtype=values.dtype, device=values.device)
+    placed.scatter_(1, freq.alias, values)
     blocks = placed.reshape(n_y, half, up, up).permute(2, 0, 3, 1)  # alias_y, m_y, alias_x, m_x
-    full = torch.zeros((up, n_y, up, n_x), dtype=solution.dtype, device=solution.device)
+    full = torch.zeros((up, n_y, up, n_x), dtype=values.dtype, device=values.device)
     full[..., :half] = blocks
     full = full.reshape(grid.fine)
     rows = torch.remainder(-torch.arange(grid.fine[0], device=full.device), grid.fine[0])
     columns = torch.remainder(-torch.arange(grid.fine[1], device=full.device), grid.fine[1])
-    mirrored = full[rows][:, columns].conj()
+    mirrored = full[rows][:, columns]
     known = torch.zeros(n_x, dtype=torch.bool, device=full.device)
     known[:half] = True
-    image = torch.fft.ifft2(torch.where(known.repeat(up)[None, :], full, mirrored), norm="forward").real
-    first_y, first_x = grid.pad[0] * up, grid.pad[1] * up
-    field = image[first_y : first_y + grid.shape[0] * up, first_x : first_x + grid.shape[1] * up]
+    return torch.where(known.repeat(up)[None, :], full, mirrored.conj() if conjugate else mirrored)
+
+
+def from_plane(plane: torch.Tensor, *, grid: ScanGrid, freq: Frequencies) -> torch.Tensor:
+    """The inverse of `full_plane`: (scan frequency, alias)."""
+    (n_y, n_x), up = grid.padded, grid.upsample
+    blocks = plane.reshape(up, n_y, up, n_x)[..., : grid.half].permute(1, 3, 0, 2)
+    return blocks.reshape(n_y * grid.half, up * up).gather(1, freq.alias)
+
+
+def image_from_spectrum(solution: torch.Tensor, *, grid: ScanGrid, freq: Frequencies, upsample: int) -> np.ndarray:
+    """Real image of the scanned field, at any whole upsampling, from the half plane's alias coefficients."""
+    plane = full_plane(solution, grid=grid, freq=freq)
+    n_y, n_x = (n * upsample for n in grid.padded)
+    image = torch.fft.ifft2(_resized(_resized(plane, n_y, 0), n_x, 1), norm="forward").real
+    first_y, first_x = (pad * upsample for pad in grid.pad)
+    field = image[first_y : first_y + grid.shape[0] * upsample, first_x : first_x + grid.shape[1] * upsample]
     return field.cpu().numpy().astype(np.float32)
+
+
+def _resized(plane: torch.Tensor, size: int, axis: int) -> torch.Tensor:
+    """A spectrum cut off, or filled up with zeros, to another number of frequencies along an axis."""
+    have = plane.shape[axis]
+    if size == have:
+        return plane
+    low = (min(size, have) - 1) // 2  # highest frequency with both signs
+    first, last = plane.narrow(axis, 0, low + 1), plane.narrow(axis, have - low, low)
+    shape = list(plane.shape)
+    shape[axis] = size - 2 * low - 1
+    gap = torch.zeros(shape, dtype=plane.dtype, device=plane.device)
+    return torch.cat((first, gap, last), dim=axis)

@@ -1,0 +1,93 @@
+"""Labels on the solution of a linear fusion: images in Å, spectra over frequency."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from misr.cube import image_from_array
+from misr.fusion.attrs import origin_of
+from misr.fusion.kernels import full_plane, image_from_spectrum
+from misr.fusion.plan import FusionPlan
+from misr.fusion.prior import Posterior
+
+__all__ = ["labelled_channel"]
+
+
+def labelled_channel(
+    posterior: Posterior,
+    part: slice,
+    name: str,
+    *,
+    plan: FusionPlan,
+    views: xr.DataArray,
+    upsample: int,
+    attrs: dict[str, Any],
+) -> dict[str, xr.DataArray]:
+    """Image, standard deviation, noise and transfer of one unknown of the solve.
+
+    Parameters
+    ----------
+    posterior : Posterior
+        Of all unknowns.
+    part : slice
+        Those of this one.
+    name : str
+        "phase" (rad) or "absorption" (dimensionless).
+    plan : FusionPlan
+        Geometry.
+    views : xarray.DataArray
+        What was fused, for the origin.
+    upsample : int
+        Pixels per scan step.
+    attrs : dict
+        Of the image.
+
+    Returns
+    -------
+    dict of DataArray
+        By the names that `misr.fuse_linear` gives them.
+    """
+    grid, freq = plan.grid, plan.freq
+    units = "rad" if name == "phase" else "1"
+    prefix = "" if name == "phase" else f"{name}_"
+    values = image_from_spectrum(posterior.mean[:, part], grid=grid, freq=freq, upsample=upsample)
+    image = image_from_array(
+        values,
+        pixel_A=grid.pixel(upsample),
+        origin_A=origin_of(views),
+        name=name,
+        units=units,
+        attrs={**attrs, "units": units},
+    )
+    variance = float((freq.weight[:, None] * posterior.variance[:, part]).sum()) * grid.field_gain
+    spread = xr.full_like(image, math.sqrt(variance)).rename(f"{name}_std")
+    noise = _spectrum(posterior.noise[:, part], plan, upsample)
+    area = np.prod(grid.padded) * grid.step[0] * grid.step[1] * grid.field_gain
+    noise = (noise * area) ** 0.5
+    transfer = _spectrum(posterior.transfer[:, part], plan, upsample)
+    return {
+        name: image,
+        f"{name}_std": spread,
+        f"{prefix}noise_std": noise.assign_attrs(units=f"{units} Å" if units != "1" else "Å"),
+        f"{prefix}transfer": transfer.assign_attrs(units="1"),
+    }
+
+
+def _spectrum(values: torch.Tensor, plan: FusionPlan, upsample: int) -> xr.DataArray:
+    """An even function of frequency, (scan frequency, alias), with the frequencies of the image in rising order."""
+    grid = plan.grid
+    plane = full_plane(values, grid=grid, freq=plan.freq, conjugate=False).cpu().numpy()
+    plane = np.fft.fftshift(plane)
+    coords, chosen = {}, []
+    for axis, dim in enumerate(("frequency_y", "frequency_x")):
+        frequency = np.fft.fftshift(np.fft.fftfreq(grid.fine[axis], grid.step[axis] / grid.upsample))
+        limit = 0.5 * upsample / grid.step[axis]
+        inside = (frequency >= -limit * (1 + 1e-9)) & (frequency < limit * (1 - 1e-9))
+        chosen.append(inside)
+        coords[dim] = (dim, frequency[inside], {"units": "1/Å"})
+    return xr.DataArray(plane[np.ix_(*chosen)].astype(np.float32), dims=("frequency_y", "frequency_x"), coords=coords)

@@ -1,0 +1,438 @@
+"""What a dose allows: the resolution of everything linear, and of ideal phase contrast, from the object's power.
+
+A weak phase object of power spectral density ``P_φ(q)`` (rad² Å²), seen by ``dose`` electrons per Å² at a detective
+quantum efficiency ``DQE(q)``, has the spectral signal-to-noise ratio (of powers) ``S(q) = 4 dose P_φ(q) DQE(q)``. The
+best linear image then correlates with the truth as ``sqrt(S/(1 + S))``, and the images of two halves of the electrons
+with each other as ``(S/2)/(1 + S/2) = S/(S + 2)``: the dose, and S with it, is always that of *both* halves together.
+The SNR ⅓ is 0.5 against truth and 1/7 between halves.
+
+Where the efficiencies come from: the Fourier transform over the scan of detector pixel k's contrast is ``Γ(k, q) φ(q)``
+and its noise ``1/n_k``, so all pixels together tell ``Σ n_k |Γ|²`` of φ(q), 4 at most per electron. For aberrations of
+second order ``|Γ|²`` is ``4 sin²χ(q)`` where both scattered disks overlap the aperture (a share T of it), and 1 where
+only one does (``2 (a - T)``). Views whose aliases fold on one another cost a little more, which is left out here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from misr._efficiency import Optics, read_optics, ring_efficiency
+from misr._provenance import append_history
+from misr.aberrations import aberration_attrs, aberrations_of
+from misr.cube import is_periodic
+from misr.optics import interaction_parameter
+from misr.resolution import _independent, _taper, frc_threshold
+
+__all__ = ["dose_for_resolution", "expected_frc", "phase_power_of_slab", "radial_power_spectrum"]
+
+_AGAINST = ("truth", "half-map")
+_KEPT = ("energy_eV", "semiangle_mrad", "period_A")
+_DALTON_PER_A3 = 0.602214076  # 1 g/cm³ in Da/Å³
+_DOSES = (1e-6, 1e15)  # e/Å²
+
+
+def radial_power_spectrum(
+    image: xr.DataArray, *, ring_width: float | None = None, window: str | None = "auto"
+) -> xr.DataArray:
+    """Phase power spectral density ``P_φ(q) = <|FT φ|²> / area``, averaged over rings of frequencies.
+
+    Parameters
+    ----------
+    image : xarray.DataArray
+        Phase, rad, dims ``("y", "x")``, Å. Its mean does not count.
+    ring_width : float, optional
+        Width of a ring, 1/Å; by default one frequency pixel of the shorter side. The rings are those of
+        `misr.fourier_ring_correlation`.
+    window : "auto", "hann" or None
+        Taper against the borders of a field that does not wrap round; the power is divided by the taper's own.
+        "auto" leaves out the taper where ``attrs["period_A"]`` says that the image is periodic.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dim ``frequency`` (1/Å), rad² Å², with the coordinate ``n_independent`` (values per ring); optics kept in
+        attrs. Without a taper ``Σ 2 n_independent P_φ / area`` is the variance (Parseval).
+
+    Raises
+    ------
+    ValueError
+        For an image that is not 2-D, not finite or too small, or a ring width below one frequency pixel.
+
+    Notes
+    -----
+    Noise counts as power: give the truth, or an image of much higher dose than the one asked about.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from misr.cube import image_from_array
+    >>> white = image_from_array(0.1 * np.random.default_rng(0).standard_normal((64, 64)), pixel_A=(0.5, 0.5))
+    >>> power = radial_power_spectrum(white, window=None)  # 0.01 rad² over 4 Å⁻²
+    >>> round(float(power.mean()), 3), power.attrs["units"]
+    (0.003, 'rad² Å²')
+    """
+    pixel = _image_pixel(image)
+    if window == "auto":
+        window = None if is_periodic(image) else "hann"
+    shape = image.shape
+    lowest = 1 / min(shape[0] * pixel[0], shape[1] * pixel[1])
+    width = lowest if ring_width is None else float(ring_width)
+    if not width >= lowest * (1 - 1e-9):
+        raise ValueError(f"ring_width={width:g} is below one frequency pixel of this field ({lowest:.4g} 1/Å)")
+    taper = _taper(shape, window)
+    values = image.values.astype(float)
+    power = np.abs(np.fft.fft2((values - values.mean()) * taper)) ** 2 * (pixel[0] * pixel[1] / np.sum(taper**2))
+    q = np.hypot(np.fft.fftfreq(shape[0], pixel[0])[:, None], np.fft.fftfreq(shape[1], pixel[1])[None, :])
+    # the rings of fourier_ring_correlation
+    ring = np.floor(q / width + 0.5 if ring_width is None else q / width).astype(int) + 1
+    ring[(q == 0) | (q >= 0.5 / max(pixel) * (1 - 1e-9))] = 0
+    total, count, sum_q = (np.bincount(ring.ravel(), weights=what.ravel())[1:] for what in (power, np.ones(shape), q))
+    used = count > 0
+    attrs = {name: image.attrs[name] for name in _KEPT if name in image.attrs}
+    attrs |= aberration_attrs(aberrations_of(image)) if aberrations_of(image) is not None else {}
+    attrs |= {"ring_width": width, "window": str(window), "area_A2": math.prod(shape) * math.prod(pixel)}
+    attrs["history"] = append_history(image.attrs, "radial_power_spectrum", ring_width=width, window=window)
+    return _power_array(
+        total[used] / count[used],
+        frequency=sum_q[used] / count[used],
+        independent=np.maximum(_independent(ring, window)[used], 1.0),
+        attrs=attrs,
+    )
+
+
+def _image_pixel(image: xr.DataArray) -> tuple[float, float]:
+    if not isinstance(image, xr.DataArray) or image.dims != ("y", "x"):
+        raise ValueError(
+            f"expected an image with dims ('y', 'x') in Å, got {getattr(image, 'dims', type(image).__name__)}"
+        )
+    if min(image.shape) < 8 or not {"y", "x"} <= set(image.coords):
+        raise ValueError(f"image of shape {image.shape}: at least 8 × 8 pixels with coordinates y and x (Å) are needed")
+    if not np.all(np.isfinite(image.values)):
+        raise ValueError("the image holds NaN or infinite values: crop or fill them first")
+    steps = [float(image[dim][-1] - image[dim][0]) / (image.sizes[dim] - 1) for dim in ("y", "x")]
+    return steps[0], steps[1]
+
+
+def _power_array(
+    values: np.ndarray, *, frequency: np.ndarray, independent: np.ndarray, attrs: Mapping[str, Any]
+) -> xr.DataArray:
+    coords = {
+        "frequency": ("frequency", frequency, {"units": "1/Å"}),
+        "n_independent": ("frequency", independent, {"long_name": "independent values"}),
+    }
+    named = {"units": "rad² Å²", "long_name": "phase power spectral density"}
+    return xr.DataArray(values, dims="frequency", coords=coords, name="power", attrs=named | dict(attrs))
+
+
+def phase_power_of_slab(
+    composition: str | Mapping[str, float],
+    *,
+    thickness_A: float = 30.0,
+    density_g_cm3: float | None = None,
+    energy_eV: float = 300e3,
+    field_A: float = 128.0,
+    highest: float = 1.25,
+    min_distance_A: float = 1.4,
+    thermal_sigma_A: float | None = 0.08,
+) -> xr.DataArray:
+    """Phase power spectral density of an amorphous slab, without making one.
+
+    ``P_φ = σ² n t [<f²> - <f>² + <f>² H(q)]``: n atoms per Å³ whose kinds are drawn at random, f their projected
+    scattering factors (Lobato & Van Dyck 2014, from abTEM, with the Debye-Waller factor), H the structure factor of
+    hard spheres (Percus & Yevick; Wertheim 1963, Phys. Rev. Lett. 10, 321). Independent atoms, H = 1, give the first
+    Wilson statistics ``σ² n t <f²>``.
+
+    Parameters
+    ----------
+    composition : {"protein", "carbon", "silica"} or mapping
+        As in `misr.amorphous_atoms`.
+    thickness_A : float, default 30
+        Along the beam, Å.
+    density_g_cm3 : float, optional
+        Needed with a mapping.
+    energy_eV : float, default 300e3
+        Beam energy, eV.
+    field_A : float, default 128
+        Side of the square field that the rings (one frequency pixel wide) belong to, Å.
+    highest : float, default 1.25
+        Highest frequency, 1/Å.
+    min_distance_A : float, default 1.4
+        Diameter of the hard spheres, Å; 0 for independent atoms.
+    thermal_sigma_A : float or None, default 0.08
+        Root mean square thermal displacement along one axis, Å.
+
+    Returns
+    -------
+    xarray.DataArray
+        As `radial_power_spectrum`, for `expected_frc` and `dose_for_resolution`.
+
+    Raises
+    ------
+    ValueError
+        For unknown matter, lengths that are not positive, or spheres that fill more than half of the space.
+
+    Examples
+    --------
+    >>> power = phase_power_of_slab("carbon", thickness_A=30)
+    >>> thicker = phase_power_of_slab("carbon", thickness_A=60)
+    >>> bool(np.allclose(thicker, 2 * power)), bool(power.sel(frequency=1, method="nearest") < power.max())
+    (True, True)
+    """
+    from abtem.parametrizations import LobatoParametrization
+    from ase.data import atomic_masses, atomic_numbers
+
+    from misr._materials import matter_of
+    from misr.phase import check_positive, thermal_width
+
+    check_positive(thickness_A=thickness_A, energy_eV=energy_eV, field_A=field_A, highest=highest)
+    sigma = thermal_width(thermal_sigma_A)
+    matter = matter_of(composition, density_g_cm3)
+    share = np.array(list(matter.parts.values()), dtype=float)
+    share /= share.sum()
+    mass = float(share @ [atomic_masses[atomic_numbers[symbol]] for symbol in matter.parts])
+    density = matter.density * _DALTON_PER_A3 / mass
+    q = np.arange(1, math.floor(highest * field_A + 1e-9) + 1) / field_A
+    lobato = LobatoParametrization()
+    factors = np.stack([lobato.projected_scattering_factor(symbol)(q**2) for symbol in matter.parts])
+    factors = factors * np.exp(-2 * (math.pi * sigma * q) ** 2)
+    mean, square = share @ factors, share @ factors**2
+    together = square + mean**2 * (_hard_spheres(q, density, min_distance_A) - 1)
+    history = append_history(
+        {}, "phase_power_of_slab", composition=composition, thickness_A=thickness_A, density_g_cm3=matter.density,
+        energy_eV=energy_eV, field_A=field_A, highest=highest, min_distance_A=min_distance_A, thermal_sigma_A=sigma,
+    )  # fmt: skip
+    return _power_array(
+        interaction_parameter(energy_eV) ** 2 * density * thickness_A * together,
+        frequency=q,
+        independent=math.pi * q * field_A,  # half of the 2π q field pixels of a ring
+        attrs={"energy_eV": float(energy_eV), "ring_width": 1 / field_A, "area_A2": field_A**2, "history": history},
+    )
+
+
+def _hard_spheres(q: np.ndarray, density: float, diameter: float) -> np.ndarray:
+    """Percus-Yevick structure factor of hard spheres, at frequencies q (1/Å)."""
+    if not (math.isfinite(diameter) and diameter >= 0):
+        raise ValueError(f"min_distance_A={diameter} must be a length in Å, or 0 for independent atoms")
+    filled = math.pi / 6 * density * diameter**3
+    if filled == 0:
+        return np.ones_like(q)
+    if filled > 0.5:
+        raise ValueError(f"spheres of min_distance_A={diameter:g} would fill {filled:.0%} of the space: at most 50 %")
+    a = (1 + 2 * filled) ** 2 / (1 - filled) ** 4
+    b = -6 * filled * (1 + filled / 2) ** 2 / (1 - filled) ** 4
+    c = filled * a / 2
+    k = 2 * math.pi * q * diameter
+    sin, cos = np.sin(k), np.cos(k)
+    direct = a * (sin - k * cos) / k**3
+    direct += b * (2 * k * sin + (2 - k**2) * cos - 2) / k**4
+    direct += c * (-(k**4) * cos + 4 * ((3 * k**2 - 6) * cos + (k**3 - 6 * k) * sin + 6)) / k**6
+    return 1 / (1 + 24 * filled * direct)
+
+
+def expected_frc(
+    power_or_image: xr.DataArray,
+    *,
+    dose_e_per_A2: float,
+    method: str = "linear",
+    against: str = "truth",
+    energy_eV: float | None = None,
+    semiangle_mrad: float | None = None,
+    aberrations: Mapping[str, Any] | xr.Dataset | None = None,
+    det_step_mrad: float | tuple[float, float] | None = None,
+    ring_width: float | None = None,
+    window: str | None = "auto",
+) -> xr.DataArray:
+    """The Fourier ring correlation that a dose allows for an object of this power.
+
+    Parameters
+    ----------
+    power_or_image : xarray.DataArray
+        The object's power over ``frequency`` (`radial_power_spectrum`, `phase_power_of_slab`), or its phase image
+        (rad, dims ``("y", "x")``), of which the power is then taken.
+    dose_e_per_A2 : float
+        Electrons per Å², of both halves together for half maps.
+    method : {"linear", "tcbf", "ideal"}
+        "linear": the bright field's electrons, used as well as linear algebra can (`misr.fuse_linear`):
+        ``DQE = T sin²χ + ½ (a - T)``. "tcbf": shifted and added (`misr.shift_and_add`): ``DQE = a² sin²χ``. Here
+        ``x = q λ/2α``, ``a(x) = (2/π)[arccos x - x √(1 - x²)]``, ``T = a(2x)``. "ideal": 1 up to the same band limit
+        2α/λ, what an ideal Zernike phase plate attains with contrast 2φ and shot noise 1/dose, and no measurement of
+        a weak phase surpasses (quantum Fisher information; Dwyer & Paganin 2024, Phys. Rev. B 110, 024110).
+    against : {"truth", "half-map"}
+        The true image, or two images of half the electrons each.
+    energy_eV, semiangle_mrad : float, optional
+        Beam energy and convergence semi-angle; from the attrs when not given.
+    aberrations : mapping or Dataset, optional
+        Polar coefficients, Å and rad; from the attrs when not given. Not needed for "ideal".
+    det_step_mrad : float or (float, float), optional
+        Detector pixel, mrad (``(y, x)`` if two): takes off what is lost as the shift changes across a pixel,
+        ``sinc²`` along each edge. None: fine pixels.
+    ring_width, window
+        For images, see `radial_power_spectrum`.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``frc`` over ``frequency`` (1/Å), for `misr.frc_resolution`, with the coordinates ``n_independent`` and
+        ``snr``, the ring's mean S at the full dose.
+
+    Raises
+    ------
+    ValueError
+        For unknown options, a dose that is not positive, optics that are not known, or a power without its rings.
+
+    Notes
+    -----
+    Across a ring S varies (with sin²χ, and with the direction under astigmatism), and correlations do not average: with
+    each frequency weighted by its own Wiener factor, as the best estimate has it, the ring's sums give
+    ``sqrt(<S/(1+S)>)`` against truth and ``<h²>/<h>`` with ``h = S/(S+2)`` for half maps. Other weights within a
+    ring give less; a curve above the one "linear" allows is owed to a prior that knows more than the ring's power.
+
+    The limit holds for the bright field of weak, thin objects. Aberrations above second order are summed over the
+    aperture numerically.
+
+    Examples
+    --------
+    >>> import misr
+    >>> power = phase_power_of_slab("carbon")
+    >>> limit = expected_frc(power, dose_e_per_A2=1000, semiangle_mrad=10, aberrations={"C10": -1500})
+    >>> misr.frc_resolution(limit, 0.5).attrs["status"], bool(limit.max() < 1)
+    ('crossed', True)
+    """
+    dose = float(dose_e_per_A2)
+    if not (math.isfinite(dose) and dose > 0):
+        raise ValueError(f"dose_e_per_A2={dose_e_per_A2} must be a positive number of electrons per Å²")
+    power = _as_power(power_or_image, ring_width, window)
+    optics = read_optics(power, method, energy_eV, semiangle_mrad, aberrations, det_step_mrad)
+    q, values = power["frequency"].values, np.maximum(power.values, 0)
+    efficiency, weight = ring_efficiency(q, float(power.attrs["ring_width"]), optics)
+    snr = 4 * dose * values[:, None] * efficiency
+    coords = {
+        "frequency": power["frequency"],
+        "n_independent": power["n_independent"],
+        "snr": ("frequency", (snr * weight).sum(axis=1), {"units": "1", "long_name": "spectral SNR at the full dose"}),
+    }
+    attrs = {"units": "1", "long_name": "expected FRC", "method": method, "against": against, "dose_e_per_A2": dose}
+    attrs |= {name: power.attrs[name] for name in ("ring_width", "window") if name in power.attrs}
+    attrs |= {"band_limit": 2 * optics.cutoff}
+    arguments = {"energy_eV": energy_eV, "semiangle_mrad": semiangle_mrad, "det_step_mrad": det_step_mrad}
+    attrs["history"] = append_history(
+        power.attrs, "expected_frc", dose_e_per_A2=dose, method=method, against=against,
+        aberrations=dict(optics.aberrations), **arguments,
+    )  # fmt: skip
+    return xr.DataArray(_correlation(snr, weight, against), dims="frequency", coords=coords, name="frc", attrs=attrs)
+
+
+def dose_for_resolution(
+    power_or_image: xr.DataArray,
+    *,
+    resolution_A: float,
+    threshold: str | float = 0.5,
+    method: str = "linear",
+    against: str = "truth",
+    energy_eV: float | None = None,
+    semiangle_mrad: float | None = None,
+    aberrations: Mapping[str, Any] | xr.Dataset | None = None,
+    det_step_mrad: float | tuple[float, float] | None = None,
+    ring_width: float | None = None,
+    window: str | None = "auto",
+) -> xr.DataArray:
+    """The least dose at which the expected FRC at a resolution reaches a threshold.
+
+    Parameters
+    ----------
+    power_or_image : xarray.DataArray
+        As in `expected_frc`.
+    resolution_A : float
+        Wanted resolution, Å: the FRC is taken at 1/resolution, the power being interpolated there.
+    threshold : str or float, default 0.5
+        See `misr.frc_threshold`; 0.143 or "half-bit" go with ``against="half-map"``.
+    method, against, energy_eV, semiangle_mrad, aberrations, det_step_mrad, ring_width, window
+        As in `expected_frc`.
+
+    Returns
+    -------
+    xarray.DataArray
+        A scalar, e/Å² (of both halves together), with ``attrs["status"]``: "found", "beyond the band limit" or
+        "no contrast" (the value being then ``inf``).
+
+    Raises
+    ------
+    ValueError
+        As `expected_frc`; if the resolution is not positive, or lies outside the frequencies of the power.
+
+    Examples
+    --------
+    >>> power = phase_power_of_slab("carbon")
+    >>> optics = {"semiangle_mrad": 10, "aberrations": {"C10": -1500}}
+    >>> dose = dose_for_resolution(power, resolution_A=2, **optics)
+    >>> bool(dose > dose_for_resolution(power, resolution_A=2, method="ideal", **optics)), dose.attrs["units"]
+    (True, 'e/Å²')
+    >>> dose_for_resolution(power, resolution_A=0.9, **optics).attrs["status"]
+    'beyond the band limit'
+    """
+    if not (math.isfinite(resolution_A) and resolution_A > 0):
+        raise ValueError(f"resolution_A={resolution_A} must be a positive length in Å")
+    power = _as_power(power_or_image, ring_width, window)
+    optics = read_optics(power, method, energy_eV, semiangle_mrad, aberrations, det_step_mrad)
+    q = 1 / float(resolution_A)
+    value, status = math.inf, "beyond the band limit"
+    if q < 2 * optics.cutoff:
+        value, status = _least_dose(power, q, threshold, against, optics)
+    attrs = {"units": "e/Å²", "status": status, "resolution_A": float(resolution_A), "threshold": str(threshold)}
+    attrs |= {"method": method, "against": against}
+    attrs["history"] = append_history(power.attrs, "dose_for_resolution", **attrs)
+    return xr.DataArray(value, name="dose", attrs=attrs)
+
+
+def _least_dose(
+    power: xr.DataArray, q: float, threshold: str | float, against: str, optics: Optics
+) -> tuple[float, str]:
+    from scipy.optimize import brentq
+
+    known = power["frequency"].values
+    if not known[0] <= q <= known[-1]:
+        raise ValueError(
+            f"resolution_A={1 / q:.4g} lies outside the power's frequencies ({1 / known[-1]:.4g} to {1 / known[0]:.4g} "
+            "Å): give an image with finer pixels or of a larger field"
+        )
+    here = float(np.interp(q, known, power.values))
+    level = float(frc_threshold(threshold, np.interp(q, known, power["n_independent"].values)))
+    efficiency, weight = ring_efficiency(np.array([q]), float(power.attrs["ring_width"]), optics)
+
+    def above(log_dose: float) -> float:
+        snr = 4 * math.exp(log_dose) * here * efficiency
+        return float(_correlation(snr, weight, against)[0]) - level
+
+    low, high = (math.log(dose) for dose in _DOSES)
+    if above(high) < 0:
+        return math.inf, "no contrast"
+    return (math.exp(brentq(above, low, high)), "found") if above(low) < 0 else (_DOSES[0], "found")
+
+
+def _correlation(snr: np.ndarray, weight: np.ndarray, against: str) -> np.ndarray:
+    """FRC of each ring, from S and the weights of its samples: ratios of ring sums."""
+    if against not in _AGAINST:
+        raise ValueError(f"against={against!r} must be one of {', '.join(map(repr, _AGAINST))}")
+    if against == "truth":
+        return np.sqrt((weight * snr / (1 + snr)).sum(axis=1))
+    half = snr / (2 + snr)
+    top, bottom = (weight * half**2).sum(axis=1), (weight * half).sum(axis=1)
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+
+def _as_power(given: xr.DataArray, ring_width: float | None, window: str | None) -> xr.DataArray:
+    if isinstance(given, xr.DataArray) and given.dims == ("frequency",):
+        if "n_independent" not in given.coords or "ring_width" not in given.attrs:
+            raise ValueError(
+                "the power lacks the coordinate 'n_independent' or attrs['ring_width']: make it with "
+                "misr.limits.radial_power_spectrum or phase_power_of_slab"
+            )
+        if ring_width is not None:
+            raise ValueError("ring_width goes with an image: this power has its rings already")
+        return given
+    return radial_power_spectrum(given, ring_width=ring_width, window=window)
