@@ -26,7 +26,7 @@ from misr._provenance import append_history
 from misr.aberrations import aberration_attrs, aberrations_of
 from misr.cube import is_periodic
 from misr.optics import interaction_parameter
-from misr.resolution import _independent, _taper, frc_threshold
+from misr.resolution import frc_threshold, independent_values, window_taper
 
 __all__ = ["dose_for_resolution", "expected_frc", "phase_power_of_slab", "radial_power_spectrum"]
 
@@ -84,7 +84,7 @@ def radial_power_spectrum(
     width = lowest if ring_width is None else float(ring_width)
     if not width >= lowest * (1 - 1e-9):
         raise ValueError(f"ring_width={width:g} is below one frequency pixel of this field ({lowest:.4g} 1/Å)")
-    taper = _taper(shape, window)
+    taper = window_taper(shape, window)
     values = image.values.astype(float)
     power = np.abs(np.fft.fft2((values - values.mean()) * taper)) ** 2 * (pixel[0] * pixel[1] / np.sum(taper**2))
     q = np.hypot(np.fft.fftfreq(shape[0], pixel[0])[:, None], np.fft.fftfreq(shape[1], pixel[1])[None, :])
@@ -100,7 +100,7 @@ def radial_power_spectrum(
     return _power_array(
         total[used] / count[used],
         frequency=sum_q[used] / count[used],
-        independent=np.maximum(_independent(ring, window)[used], 1.0),
+        independent=np.maximum(independent_values(ring, window)[used], 1.0),
         attrs=attrs,
     )
 

@@ -68,7 +68,7 @@ def fourier_ring_correlation(
     width = lowest if ring_width is None else float(ring_width)
     if not width >= lowest * (1 - 1e-9):
         raise ValueError(f"ring_width={width:g} is below one frequency pixel of this field ({lowest:.4g} 1/Å)")
-    taper = _taper(shape, window)
+    taper = window_taper(shape, window)
     first, second = (np.fft.fft2((image.values - np.mean(image.values)) * taper) for image in (a, b))
     q = np.hypot(np.fft.fftfreq(shape[0], pixel[0])[:, None], np.fft.fftfreq(shape[1], pixel[1])[None, :])
     nyquist = 0.5 / max(pixel)
@@ -85,7 +85,7 @@ def fourier_ring_correlation(
             q,
         )
     )
-    independent = _independent(ring, window)
+    independent = independent_values(ring, window)
     used = count > 0
     scale = np.sqrt(power_a * power_b)[used]
     values = np.divide(cross[used], scale, out=np.zeros(scale.size), where=scale > 0)
@@ -123,7 +123,8 @@ def _check_pair(a: xr.DataArray, b: xr.DataArray) -> tuple[float, float]:
     return pixel[0], pixel[1]
 
 
-def _taper(shape: tuple[int, ...], window: str | None) -> np.ndarray:
+def window_taper(shape: tuple[int, ...], window: str | None) -> np.ndarray:
+    """Taper against a field's borders: all ones, or a Hann window."""
     if window is None:
         return np.ones(shape)
     if window != "hann":
@@ -132,7 +133,7 @@ def _taper(shape: tuple[int, ...], window: str | None) -> np.ndarray:
     return np.outer(one_dim[0], one_dim[1])
 
 
-def _independent(ring: np.ndarray, window: str | None) -> np.ndarray:
+def independent_values(ring: np.ndarray, window: str | None) -> np.ndarray:
     """Independent complex values per ring (1, 2, …): half its pixels, fewer where a window makes neighbours alike.
 
     Under a window w, white noise at frequency pixels δ apart correlates as the Fourier transform C of w² does, and a

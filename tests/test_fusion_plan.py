@@ -273,7 +273,7 @@ def test_blurs_are_undone():
     high = (q > 0.3) & (q < 0.5)
 
     def slope(cube, source_size_A):
-        scan = at_dose(cube.isel(scan_y=slice(None, None, 4), scan_x=slice(None, None, 4)), 1e6)
+        scan = at_dose(cube.isel(scan_y=slice(None, None, 4), scan_x=slice(None, None, 4)), 1e8)
         image = misr.fuse_linear(misr.synthesize_views(scan), source_size_A=source_size_A, upsample=4).phase
         a, b = np.fft.fft2(image.values)[high], np.fft.fft2(phase)[high]
         return float((a * b.conj()).real.sum() / (abs(b) ** 2).sum())
