@@ -29,7 +29,7 @@ def rows_read(cube: xr.DataArray) -> slice:
 
 
 def blocks_read(cube: xr.DataArray) -> np.ndarray:
-    """Scan rows of at most 7 evenly spread blocks of 8: files are chunked by rows, and a chunk is read whole."""
+    """Scan rows of a few evenly spread blocks of 8: files are chunked by rows, and a chunk is read whole."""
     rows = np.arange(cube.sizes["scan_y"])
     if rows.size <= _ROWS_READ:
         return rows
@@ -38,7 +38,7 @@ def blocks_read(cube: xr.DataArray) -> np.ndarray:
 
 
 def mean_pattern(cube: xr.DataArray) -> xr.DataArray:
-    """Mean diffraction pattern, over at most 63 scan rows in evenly spread blocks (the same for NumPy and dask).
+    """Mean diffraction pattern, over evenly spread blocks of scan rows (all of a small scan; the same for NumPy and dask).
 
     Parameters
     ----------

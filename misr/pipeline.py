@@ -109,15 +109,17 @@ def super_resolve(
     validate_cube(cube, counts=False)
     cube = correct_descan(cube, measure_descan(cube))
     fit = None
+    absorption_rad = _absorption(aberrations)
     if aberrations is None and aberrations_of(cube) is None:
         aberrations = fit = fit_aberrations(cube, rotation_deg=rotation_deg, device=device)
+        absorption_rad = _absorption(fit)
     elif rotation_deg is not None:
         known = aberrations_of(cube) or {} if aberrations is None else aberrations
         cube = with_aberrations(cube, known, rotation_deg=rotation_deg)
         aberrations = None
     views = computed_views(synthesize_views(cube, aberrations, n_views=n_views))
     _LOG.info("fusing %d views of %d × %d positions", *views.shape)
-    plan = plan_fusion(views, upsample=upsample, absorption_rad=_absorption(fit), device=device)
+    plan = plan_fusion(views, upsample=upsample, absorption_rad=absorption_rad, device=device)
     result = fuse_linear(views, plan=plan)
     note: dict[str, Any] = {"model": "linear", "n_views": views.sizes["view"], "rng": describe_rng(rng)}
     if fit is not None:
@@ -146,11 +148,13 @@ def super_resolve(
     return result.assign(frc=frc, resolution=resolution)
 
 
-def _absorption(fit: xr.Dataset | None) -> float:
-    """The fitted absorption angle, where it is more than noise; strong scatterers reach π/2."""
-    if fit is None or abs(fit.attrs["absorption_rad"]) < _SURE * fit.attrs["absorption_rad_stderr"]:
+def _absorption(fit: Any) -> float:
+    """The absorption angle of a fit, where it is more than noise; strong scatterers reach π/2."""
+    if not isinstance(fit, xr.Dataset) or "absorption_rad" not in fit.attrs:
         return 0.0
-    return float(np.clip(fit.attrs["absorption_rad"], -_LARGEST_ABSORPTION, _LARGEST_ABSORPTION))
+    angle, stderr = (float(fit.attrs[name]) for name in ("absorption_rad", "absorption_rad_stderr"))
+    # not true of NaN either
+    return float(np.clip(angle, -_LARGEST_ABSORPTION, _LARGEST_ABSORPTION)) if abs(angle) >= _SURE * stderr else 0.0
 
 
 def half_map_frc(

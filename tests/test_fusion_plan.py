@@ -412,6 +412,35 @@ def test_optimum_bright_field_has_white_noise_of_unit_deviation(disk_cube):
     assert float(found.contrast.std()) == pytest.approx(1.0, rel=0.1)
 
 
+@pytest.mark.parametrize("upsample", [1, 2, 4])
+def test_its_noise_is_of_unit_deviation_in_a_cropped_field_and_at_any_pixel(disk_cube, upsample):
+    flat = disk_cube(0.5, shape=(24, 24), aberrations={"C10": -600.0})
+    flat.attrs.pop("period_A", None)
+    views = misr.synthesize_views(misr.apply_dose(flat, 100.0, rng=0))
+    found = misr.fuse_linear(views, method="obf", upsample=upsample)
+    assert float(found.contrast.std()) == pytest.approx(1.0, rel=0.1)
+
+
+def test_enormous_counts_of_few_views(make_scan):
+    cube, truth = make_scan("atoms", pixels=64, det_bin=4)
+    views = misr.synthesize_views(at_dose(cube, 1e9), n_views=9)
+    assert np.isfinite(misr.fuse_linear(views, upsample=4).phase).all()
+
+
+def test_chi2_counts_what_was_fitted(make_scan):
+    cube, _ = make_scan("atoms", pixels=96, det_bin=4)
+    views = misr.synthesize_views(at_dose(cube, 1e3, rng=0), n_views=20)
+    assert misr.fuse_linear(views, upsample=4).attrs["chi2"] == pytest.approx(1.0, abs=0.04)
+
+
+def test_more_aliases_than_memory_are_cut(make_scan, monkeypatch):
+    views = misr.synthesize_views(at_dose(make_scan("atoms", pixels=64, det_bin=4)[0], 1e3, rng=0))
+    monkeypatch.setattr("misr.fusion.plan._MATRIX_BYTES", 100_000)
+    with pytest.warns(UserWarning, match="smaller step, or crop"):
+        plan = misr.plan_fusion(views)
+    assert plan.folds < 4
+
+
 def test_the_sum_is_shift_and_add(views):
     found = misr.fuse_linear(views, method="sum", upsample=4)
     assert found.phase.equals(misr.shift_and_add(views, upsample=4).rename("phase"))
@@ -423,6 +452,8 @@ def test_the_sum_is_shift_and_add(views):
         ({"method": "best"}, "method='best'"),
         ({"prior": "global"}, "prior='global'"),
         ({"method": "obf", "prior": "local"}, "belongs to"),
+        ({"method": "obf", "amplitude": True}, "needs method='wiener'"),
+        ({"method": "sum", "source_size_A": 0.5}, "leave them out"),
         ({"absorption_rad": 2.0}, "between"),
         ({"absorption_rad": 0.2, "amplitude": True}, "give one"),
         ({"source_size_A": -1.0}, "source_size_A=-1.0"),

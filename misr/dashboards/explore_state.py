@@ -255,7 +255,7 @@ class ExploreState(param.Parameterized):
     def plan(self) -> FusionPlan:
         """Geometry of the linear fusion for the present number of views: only the electrons change with the dose."""
         if self.n_views not in self._plans:
-            self._plans[self.n_views] = plan_fusion(self._grouped[self.n_views])
+            self._plans = {self.n_views: plan_fusion(self._grouped[self.n_views])}  # only one: they can be large
         return self._plans[self.n_views]
 
     def steps(self) -> list[Callable[[], Result]]:

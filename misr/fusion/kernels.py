@@ -51,9 +51,12 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} is not known to torch: use 'auto', 'cpu' or 'cuda'") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: torch finds no CUDA device here: use 'auto' or 'cpu'")
+    return found
 
 
 def frequencies(grid: ScanGrid, *, cutoff: float, device: torch.device) -> Frequencies:

@@ -15,7 +15,7 @@ from misr.fusion.kernels import full_plane, image_from_spectrum
 from misr.fusion.plan import FusionPlan
 from misr.fusion.prior import Posterior
 
-__all__ = ["labelled_channel"]
+__all__ = ["labelled_channel", "shown"]
 
 
 def labelled_channel(
@@ -64,18 +64,27 @@ def labelled_channel(
         units=units,
         attrs={**attrs, "units": units},
     )
-    variance = float((freq.weight[:, None] * posterior.variance[:, part]).sum()) * grid.field_gain
+    seen = shown(plan, upsample)
+    variance = float((freq.weight[:, None] * posterior.variance[:, part] * seen).sum()) * grid.field_gain
     spread = xr.full_like(image, math.sqrt(variance)).rename(f"{name}_std")
-    noise = _spectrum(posterior.noise[:, part], plan, upsample)
-    area = np.prod(grid.padded) * grid.step[0] * grid.step[1] * grid.field_gain
+    noise = _spectrum(posterior.noise[:, part] * seen, plan, upsample)
+    area = np.prod(grid.padded) * grid.step[0] * grid.step[1] * grid.field_gain * plan.kept_noise
     noise = (noise * area) ** 0.5
-    transfer = _spectrum(posterior.transfer[:, part], plan, upsample)
+    transfer = _spectrum(posterior.transfer[:, part] * seen, plan, upsample)
     return {
         name: image,
         f"{name}_std": spread,
         f"{prefix}noise_std": noise.assign_attrs(units=f"{units} Å" if units != "1" else "Å"),
         f"{prefix}transfer": transfer.assign_attrs(units="1"),
     }
+
+
+def shown(plan: FusionPlan, upsample: int) -> torch.Tensor:
+    """Which object frequencies an image of so many pixels per scan step shows: (scan frequency, alias)."""
+    if upsample >= plan.folds:
+        return torch.ones_like(plan.freq.y, dtype=torch.bool)
+    limit_y, limit_x = (0.5 * upsample / step * (1 - 1e-6) for step in plan.grid.step)
+    return (plan.freq.y.abs() < limit_y) & (plan.freq.x.abs() < limit_x)
 
 
 def _spectrum(values: torch.Tensor, plan: FusionPlan, upsample: int) -> xr.DataArray:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fuse_linear", "plan_fusion", "whole_counts"]
 
-_NO_TRANSFER = 0.01  # of the strongest power transfer
+_UNSEEN = 1e-4  # of the strongest power
 CHI2_SUSPECT = 1.2  # counting statistics give 1 within a few thousandths for the numbers of views and positions in use
 _CHI2_TOO_QUIET = 0.8  # electrons cannot scatter so little
 
@@ -49,11 +49,13 @@ def fuse_linear(
     ----------
     views : xarray.DataArray
         From `misr.synthesize_views`, dims ``("view", "scan_y", "scan_x")``, electrons, aberrations known. NumPy, or
-        dask, computed block by block of scan rows in one pass (views beyond 1 GiB go to a temporary file); with a
+        dask, computed block by block of scan rows in one pass, so let its chunks be few scan rows (views beyond 1 GiB
+        go to a temporary file); with a
         ``dask.distributed`` client the sums over views are formed on its workers.
     upsample : int or "auto"
-        Pixels per scan step. "auto" shows all that the data hold: the solve always reaches the band limit 2α/λ, and the
-        image gets the fewest pixels that carry every frequency of which more than a hundredth is recovered.
+        Pixels per scan step. "auto" shows all that the data hold: the solve always reaches (95 % of) the band limit
+        2α/λ, and the image gets the fewest pixels that carry every frequency of which more than a hundredth is
+        recovered.
     method : "wiener", "obf" or "sum"
         The joint solve; optimum bright field, the matched filter with white noise, in which aliases stay folded (Ooe et
         al. 2021, Ultramicroscopy 220, 113133); or the tilt-corrected sum, `shift_and_add`.
@@ -80,9 +82,9 @@ def fuse_linear(
     -------
     xarray.Dataset
         ``phase`` and ``phase_std`` (rad), dims ``("y", "x")``, Å on the scan's own origin. ``phase_std`` is the
-        standard deviation that the linear model gives a pixel (noise and what the prior leaves open), the same over
-        the whole field; too large rather than too small, since rings that the data say nothing about are given the
-        power of their neighbours. Over ``("frequency_y", "frequency_x")``, 1/Å: ``noise_std``, the square root of
+        standard deviation that the linear model gives a pixel (noise and what the prior leaves open, at the
+        frequencies that the pixels can carry), the same over the whole field; too large rather than too small, since
+        rings that the data say nothing about are given the power of their neighbours. Over ``("frequency_y", "frequency_x")``, 1/Å: ``noise_std``, the square root of
         the power spectral density of the image's counting noise (rad Å; its square integrates to the noise variance of
         a pixel), and ``transfer``, the share of the true amplitude that is in the image (0 to 1).
         With ``amplitude`` the same of the ``absorption`` μ (dimensionless), its spectra named
@@ -122,12 +124,14 @@ def fuse_linear(
     >>> image.phase.shape, round(image.chi2, 1)
     ((16, 16), 1.0)
     """
-    from misr.fusion.plan import check_same_specimen, check_specimen, measure, warn_if_folded
+    from misr.fusion.plan import check_same_specimen, check_simple, check_specimen, measure, warn_if_folded
 
     _check_choices(method, prior, upsample)
+    specimen = check_specimen(amplitude, absorption_rad, source_size_A, focal_spread_A)
+    if method != "wiener":
+        check_simple(method, specimen, plan)
     if method == "sum":
         return _labelled_sum(views, upsample=upsample, device=device)
-    specimen = check_specimen(amplitude, absorption_rad, source_size_A, focal_spread_A)
     fresh = plan is None
     if plan is None:
         plan, statistic = measure(views, specimen=specimen, device=device)
@@ -199,7 +203,7 @@ def plan_fusion(
     >>> views = misr.synthesize_views(cube)
     >>> plan = plan_fusion(views)
     >>> plan
-    <FusionPlan: 80 views of 8 × 8, 4 × 4 aliases, 12 MiB>
+    <FusionPlan: 80 views of 8 × 8, 4 × 4 aliases, 2 MiB>
     >>> bool(np.allclose(misr.fuse_linear(views, plan=plan).phase, misr.fuse_linear(views).phase, atol=1e-6))
     True
     """
@@ -270,13 +274,15 @@ def _optimum_bright_field(views: xr.DataArray, plan: FusionPlan, statistic: Any,
     import torch
 
     from misr.fusion.kernels import image_from_spectrum
+    from misr.fusion.labels import shown
 
     aliases = plan.freq.y.shape[1]
     power = torch.diagonal(plan.matrix, dim1=-2, dim2=-1).real[:, :aliases]
-    seen = power > _NO_TRANSFER**2 * power.max()
+    seen = power > _UNSEEN * power.max()
     spectrum = torch.where(seen, statistic.vector[:, :aliases] / power.clamp(min=1e-30).sqrt(), 0.0)
-    noise = float((plan.freq.weight[:, None] * seen).sum()) / statistic.electrons * plan.grid.field_gain
     fine = plan.folds if upsample == "auto" else int(upsample)
+    noise = float((plan.freq.weight[:, None] * (seen & shown(plan, fine))).sum()) / statistic.electrons
+    noise *= plan.grid.field_gain * plan.kept_noise
     attrs = image_attrs(views, "fuse_linear", fine, _told(plan, method="obf")) | {"units": "1"}
     image = image_from_spectrum(spectrum / math.sqrt(noise), grid=plan.grid, freq=plan.freq, upsample=fine)
     pixel, origin = plan.grid.pixel(fine), origin_of(views)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,12 +20,21 @@ from misr.fusion.statistic import Sums, accumulate, batches, empty_sums, keep_ov
 from misr.fusion.stream import held_stack, lost_positions
 from misr.optics import axial_overlap
 
-__all__ = ["FusionPlan", "Statistic", "check_same_specimen", "check_specimen", "measure", "warn_if_folded"]
+__all__ = [
+    "FusionPlan",
+    "Statistic",
+    "check_same_specimen",
+    "check_simple",
+    "check_specimen",
+    "measure",
+    "warn_if_folded",
+]
 
 _KEPT_BYTES = 256 << 20
 _SOLVABLE = 0.1  # of the signal-to-noise power of a frequency
 _BARELY_SEEN, _SINGULAR = 0.02, 1e-3  # of the power of a frequency with full overlap
 _MOST_SOLVABLE = 0.5  # of the frequencies asked for
+_MATRIX_BYTES = 2 << 30
 _JUDGED = 512  # scan frequencies
 
 
@@ -50,7 +60,7 @@ class FusionPlan:
     grid: ScanGrid
     freq: Frequencies
     overlaps: Overlaps
-    fraction: torch.Tensor
+    kept_noise: float  # share of the image's noise that lies in the field and not in the margins
     matrix: torch.Tensor
     kept: list[torch.Tensor] | None
     upsample: int | None = None
@@ -110,6 +120,16 @@ def check_specimen(amplitude: bool, absorption_rad: float, source_size_A: float,
     return Specimen(float(absorption_rad), bool(amplitude), float(source_size_A), float(focal_spread_A))
 
 
+def check_simple(method: str, specimen: Specimen, plan: FusionPlan | None) -> None:
+    """Raise if a method that does not solve is asked for what only the solve does."""
+    if specimen.amplitude or (plan is not None and plan.specimen.amplitude):
+        raise ValueError(f"amplitude=True needs method='wiener', got method={method!r}")
+    if method == "sum" and (specimen != Specimen() or plan is not None):
+        raise ValueError(
+            "method='sum' takes neither a plan nor absorption_rad, source_size_A, focal_spread_A: leave them out"
+        )
+
+
 def check_same_specimen(plan: FusionPlan, asked: Specimen) -> None:
     """Raise if a call asks for another imaging model than its plan was made with."""
     if asked not in (Specimen(), plan.specimen):
@@ -127,7 +147,7 @@ def measure(
     """One pass over the counts: the plan, unless there is one, and the statistic."""
     geometry = view_geometry(views)
     if plan is None:
-        grid = scan_grid(views, upsample=folds(geometry, scan_step(views)))
+        grid = _affordable(views, geometry, len((specimen or Specimen()).channels))
         on = resolve_device(device)
         freq = frequencies(grid, cutoff=geometry.cutoff, device=on)
         overlaps = Overlaps(geometry, specimen or Specimen(), device=on)
@@ -147,13 +167,35 @@ def measure(
     total = float(sums.mean.sum())
     if plan is None and sums.matrix is not None:
         matrix = sums.matrix.div_(total)
-        plan = FusionPlan(geometry, grid, freq, overlaps, sums.mean / total, matrix, kept)
+        plan = FusionPlan(
+            geometry, grid, freq, overlaps, _kept_noise(views, grid, sums.mean.cpu().numpy()), matrix, kept
+        )
     kept_positions = replace(grid, kept=1 - float(lost.mean()))
     informed = int((sums.mean > 0).sum())
     statistic = Statistic(
         sums.vector.div_(total), sums.energy.div_(total), kept_positions.n_effective * total, informed
     )
     return plan, statistic  # type: ignore[return-value]
+
+
+def _affordable(views: xr.DataArray, geometry: ViewGeometry, channels: int) -> ScanGrid:
+    """The grid that unfolds the band limit, or as much of it as the matrices leave memory for."""
+    step = scan_step(views)
+    wanted = folds(geometry, step)
+    in_band = math.pi * (2 * geometry.cutoff) ** 2 * step[0] * step[1]
+    for number in range(wanted, 0, -1):
+        grid = scan_grid(views, upsample=number)
+        if 8 * grid.padded[0] * grid.half * (channels * min(number**2, in_band)) ** 2 <= _MATRIX_BYTES or number == 1:
+            break
+    if number < wanted:
+        warnings.warn(
+            f"the scan step of {max(step):.3g} Å folds {wanted} × {wanted} frequencies into one, too many to solve for "
+            f"at {views.sizes['scan_y']} × {views.sizes['scan_x']} positions: {number} × {number} are, the others act "
+            "as noise. Scan with a smaller step, or crop the scan",
+            UserWarning,
+            stacklevel=4,
+        )
+    return grid
 
 
 def _sum_all(stack: Any, options: dict[str, Any]) -> Sums:
@@ -165,6 +207,16 @@ def _sum_all(stack: Any, options: dict[str, Any]) -> Sums:
         means.append(torch.as_tensor(counts[:, ~options["lost"]].mean(axis=1, dtype=np.float64)))
         accumulate(counts, part, into=sums, **options)
     return replace(sums, mean=torch.cat(means).to(overlaps.device))
+
+
+def _kept_noise(views: xr.DataArray, grid: ScanGrid, mean: np.ndarray) -> float:
+    """Each view's noise is moved by its shift, and partly out of the field."""
+    if grid.padded == grid.shape:
+        return 1.0
+    inside = np.ones(len(mean))
+    for axis, name in enumerate(("shift_y", "shift_x")):
+        inside *= np.clip(1 - np.abs(views[name].values) / (grid.shape[axis] * grid.step[axis]), 0, 1)
+    return float((inside * mean).sum() / mean.sum())
 
 
 def _size(freq: Frequencies, overlaps: Overlaps) -> int:

@@ -14,9 +14,11 @@ __all__ = ["NormalEquations", "Posterior", "Rings", "excess_residual", "learn_ri
 _FIXED_POINT_STEPS = 10
 _SETTLED = 0.02  # mean relative change of the power at which the fixed point is left
 _NOTHING = 1e-30  # rad²
-_NARROW, _WIDE = 0.8, 5.0  # rings
-_PSEUDO_MODES = 3.0
+_WIDE = 5.0  # rings
+_SMOOTH, _SINGLE = (0.8, 3.0), (0.0, 1.0)  # width over rings, pseudo-modes
 _POWER_FLOOR = 1e-9  # of the strongest ring: keeps the precision finite where there is no signal
+_LEAST_FREE = 0.1  # of the views
+_SINGLE_PRECISION = 2e-7
 _SOLVED_BYTES = 1 << 20  # of matrices at once: they stay in the cache
 
 
@@ -45,6 +47,7 @@ class Posterior:
     variance: torch.Tensor  # of the unknown about the mean: noise, and what the prior leaves open
     transfer: torch.Tensor  # share of the true value that is in the mean: 0 to 1
     noise: torch.Tensor  # variance of the mean that is due to counting
+    evidence: torch.Tensor  # (scan frequency,): log-likelihood ratio of the counts to no signal at all
 
 
 def solve(equations: NormalEquations, *, power: torch.Tensor) -> Posterior:
@@ -56,6 +59,7 @@ def solve(equations: NormalEquations, *, power: torch.Tensor) -> Posterior:
     n_freq, unknowns = equations.vector.shape
     options: dict[str, Any] = {"device": equations.vector.device}
     mean = torch.empty((n_freq, unknowns), dtype=torch.complex128, **options)
+    evidence = torch.empty(n_freq, dtype=torch.float64, **options)
     variance, transfer, noise = (torch.empty((n_freq, unknowns), dtype=torch.float64, **options) for _ in range(3))
     chunk = max(1, _SOLVED_BYTES // (16 * unknowns**2))
     for first in range(0, n_freq, chunk):
@@ -64,15 +68,21 @@ def solve(equations: NormalEquations, *, power: torch.Tensor) -> Posterior:
         scaled = equations.matrix[part].to(torch.complex128)
         weighted = spread * equations.electrons[part, None]
         scaled = scaled * (spread[:, :, None] * weighted[:, None, :])
-        torch.diagonal(scaled, dim1=-2, dim2=-1).add_(1.0)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled))
+        diagonal = torch.diagonal(scaled, dim1=-2, dim2=-1)
+        # the matrix is summed in single precision: what it says below that is rounding
+        diagonal.add_(1.0 + _SINGLE_PRECISION * diagonal.real.sum(dim=-1, keepdim=True))
+        factor = torch.linalg.cholesky(scaled)
+        inverse = torch.cholesky_inverse(factor)
         right = equations.vector[part].to(torch.complex128) * weighted
-        mean[part] = spread * (inverse @ right[..., None])[..., 0]
-        diagonal = torch.diagonal(inverse, dim1=-2, dim2=-1).real.clamp(0, 1)
-        variance[part] = power[part] * diagonal
-        transfer[part] = 1 - diagonal
-        noise[part] = power[part] * (diagonal - (inverse.real**2 + inverse.imag**2).sum(dim=-1)).clamp(min=0)
-    return Posterior(mean, variance, transfer, noise)
+        whitened = (inverse @ right[..., None])[..., 0]
+        mean[part] = spread * whitened
+        logdet = 2 * torch.diagonal(factor, dim1=-2, dim2=-1).real.log().sum(dim=-1)
+        evidence[part] = (right.conj() * whitened).real.sum(dim=-1) - logdet
+        left = torch.diagonal(inverse, dim1=-2, dim2=-1).real.clamp(0, 1)
+        variance[part] = power[part] * left
+        transfer[part] = 1 - left
+        noise[part] = power[part] * (left - (inverse.real**2 + inverse.imag**2).sum(dim=-1)).clamp(min=0)
+    return Posterior(mean, variance, transfer, noise, evidence)
 
 
 @dataclass(frozen=True)
@@ -132,22 +142,44 @@ def learn_ring_power(
     ``Σ |φ|² / Σ (1 - var φ / P)``, the evidence fixed point of MacKay (1992, Neural Computation 4, 415), whose
     denominator counts the modes that the data determine. A few pseudo-modes from neighbouring rings stand in where
     that count is near zero, so that rings without information do not invent power.
+
+    Amorphous matter has a smooth power, a crystal's jumps from ring to ring. Both are tried, and rings of their own
+    kept only if the evidence rises by more than so many parameters must raise it (Schwarz 1978, Ann. Stat. 6, 461).
     """
-    power = _flat_start(equations, rings) if start is None else start
+    smooth = _fixed_point(equations, rings, _SMOOTH, start)
+    single = _fixed_point(equations, rings, _SINGLE, smooth.power)
+    price = 0.5 * float(single.modes.clamp(min=1).log().sum())
+    best = single if single.evidence - smooth.evidence > price else smooth
     number = rings.sum(torch.ones_like(rings.weight)).clamp(min=1)
-    share = torch.zeros_like(power)
+    return best.power, best.modes / number
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    power: torch.Tensor  # (ring,)
+    modes: torch.Tensor  # (ring,): that the data determine
+    evidence: float
+
+
+def _fixed_point(
+    equations: NormalEquations, rings: Rings, smoothing: tuple[float, float], start: torch.Tensor | None
+) -> _Learnt:
+    """Ring powers under one smoothing: width of the Gaussian over rings, and pseudo-modes."""
+    narrow, pseudo = smoothing
+    power = _flat_start(equations, rings) if start is None else start
+    share = 0.5 * rings.weight.amax(dim=1)  # of one complex mode per unknown that the half plane repeats
     for _ in range(_FIXED_POINT_STEPS):
         posterior = solve(equations, power=rings.spread(power))
         found, modes = rings.sum(posterior.mean.abs() ** 2), rings.sum(posterior.transfer)
-        share = modes / number
+        learnt = _Learnt(power, modes, float((share * posterior.evidence).sum()))
         nearby = rings.blur(found, _WIDE) / rings.blur(modes, _WIDE).clamp(min=1e-12)
-        found, modes = rings.blur(found, _NARROW), rings.blur(modes, _NARROW)
-        before, power = power, _floored((found + _PSEUDO_MODES * nearby) / (modes + _PSEUDO_MODES))
+        found, modes = (rings.blur(one, narrow) if narrow else one for one in (found, modes))
+        power = _floored((found + pseudo * nearby) / (modes + pseudo))
         # judged where the data speak: elsewhere the power drifts slowly and shapes nothing
-        change = (modes * (power / before).log().abs()).sum() / modes.sum().clamp(min=1e-12)
+        change = (modes * (power / learnt.power).log().abs()).sum() / modes.sum().clamp(min=1e-12)
         if float(change) < _SETTLED:
             break
-    return power, share
+    return _Learnt(power, learnt.modes, learnt.evidence)
 
 
 def _flat_start(equations: NormalEquations, rings: Rings) -> torch.Tensor:
@@ -163,21 +195,23 @@ def _flat_start(equations: NormalEquations, rings: Rings) -> torch.Tensor:
 
 
 def excess_residual(
-    equations: NormalEquations, mean: torch.Tensor, *, energy: torch.Tensor, informed: int
+    equations: NormalEquations, posterior: Posterior, *, energy: torch.Tensor, informed: int
 ) -> torch.Tensor:
     """What the solution leaves unexplained over what counting statistics allow: (scan frequency,).
 
-    About 1 for a model that holds, within the square root of 1 / ``informed``. ``Σ n̄ |C - Γ φ|²`` needs only the normal
-    equations: ``Σ n̄ |C|² - 2 Re φᴴ b + φᴴ A φ``; ``energy`` is its first term, ``informed`` the number of views with
-    electrons.
+    About 1 for a model that holds. ``Σ n̄ |C - Γ φ|²`` needs only the normal equations:
+    ``Σ n̄ |C|² - 2 Re φᴴ b + φᴴ A φ``; ``energy`` is its first term. It has as many degrees of freedom as views with electrons (``informed``), less those
+    that were fitted, the sum of the transfers.
     """
+    mean = posterior.mean
     explained = torch.empty_like(energy)
     for first in range(0, len(energy), 4096):
         part = slice(first, first + 4096)
         # φᴴ (2 b - A φ), one number per scan frequency
         fitted = (equations.matrix[part].to(torch.complex128) @ mean[part][..., None])[..., 0]
         explained[part] = (mean[part].conj() * (2 * equations.vector[part] - fitted)).real.sum(dim=-1)
-    return (energy - explained) * equations.electrons / informed
+    freedom = (informed - posterior.transfer.sum(dim=1)).clamp(min=_LEAST_FREE * informed)
+    return (energy - explained) * equations.electrons / freedom
 
 
 def _floored(power: torch.Tensor) -> torch.Tensor:

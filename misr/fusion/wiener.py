@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ __all__ = ["Solution", "regularised_solve"]
 
 _CHI2_WITHIN_NOISE = 1.05  # below, the excess is not worth a second solve
 _BEYOND_CHANCE = 4.0  # standard deviations
+_FREE = 100.0  # times the power: next to no prior
 _LEARNT_FROM = 4096  # scan frequencies: more make the rings' powers no surer
 _LOW_RINGS = 8.0  # all scan frequencies within so many rings are learnt from: there, rings hold few
 _FILLED = 0.01  # of the true amplitude: rings that carry less need no pixels
@@ -57,28 +59,34 @@ def regularised_solve(
     rings = make_rings(freq, width=grid.ring_width, cutoff=cutoff, channels=channels)
     weight = freq.weight.clone()
     weight[0] = 0.0  # the mean is no mode
-    chosen = _learning_set(freq, grid.ring_width)
+    chosen = _learning_set(freq, rings, grid.ring_width)
     sample, sample_rings = equations.at(chosen), rings.at(chosen)
     power, share = learn_ring_power(sample, rings=sample_rings)
-    mean = solve(sample, power=sample_rings.spread(power)).mean
-    excess = excess_residual(sample, mean, energy=energy[chosen], informed=informed)
-    if (worse := _noisier(excess, weight[chosen], informed)) is not None:
+    known: dict[str, Any] = {"energy": energy[chosen], "weight": weight[chosen], "informed": informed}
+    if (worse := _noisier(sample, sample_rings.spread(power), **known)) is not None:
         power, share = learn_ring_power(sample.noisier(worse), rings=sample_rings, start=power)
-    spread = rings.spread(power)
+    spread, given = rings.spread(power), equations
+    if (worse := _noisier(given, spread, energy=energy, weight=weight, informed=informed)) is not None:
+        equations = given.noisier(worse)
     posterior = solve(equations, power=spread)
-    excess = excess_residual(equations, posterior.mean, energy=energy, informed=informed)
-    if (worse := _noisier(excess, weight, informed)) is not None:
-        equations_known, equations = equations, equations.noisier(worse)
-        posterior = solve(equations, power=spread)
-        excess = excess_residual(equations_known, posterior.mean, energy=energy, informed=informed)
+    excess = excess_residual(given, posterior, energy=energy, informed=informed)
     if local:
         spread = _local_power(posterior, spread, freq=freq, grid=grid, channels=channels)
         posterior = solve(equations, power=spread)
+    if worse is not None:
+        posterior = replace(posterior, noise=posterior.noise / worse[:, None])  # that of the counts alone
     return Solution(posterior, _mean(excess, weight), _filled(share, rings, grid.ring_width))
 
 
-def _noisier(excess: torch.Tensor, weight: torch.Tensor, informed: int) -> torch.Tensor | None:
-    """Factor on the noise power of each scan frequency, if any needs one."""
+def _noisier(
+    equations: NormalEquations, spread: torch.Tensor, *, energy: torch.Tensor, weight: torch.Tensor, informed: int
+) -> torch.Tensor | None:
+    """Factor on the noise power of each scan frequency, if any needs one.
+
+    Judged with hardly any prior: what a prior shrinks away is not the model's failure.
+    """
+    free = solve(equations, power=spread * _FREE)
+    excess = excess_residual(equations, free, energy=energy, informed=informed)
     overall = _mean(excess, weight)
     least = overall if overall > _CHI2_WITHIN_NOISE else 1.0
     sure = excess > 1 + _BEYOND_CHANCE / math.sqrt(informed)
@@ -90,7 +98,7 @@ def _mean(excess: torch.Tensor, weight: torch.Tensor) -> float:
     return float((weight * excess).sum() / weight.sum())
 
 
-def _learning_set(freq: Frequencies, ring_width: float) -> torch.Tensor:
+def _learning_set(freq: Frequencies, rings: Rings, ring_width: float) -> torch.Tensor:
     """Scan frequencies to learn from: all of the lowest, and an even choice of the others."""
     number = len(freq.weight)
     if number <= _LEARNT_FROM:
@@ -99,6 +107,7 @@ def _learning_set(freq: Frequencies, ring_width: float) -> torch.Tensor:
     # golden-ratio steps: evenly spread, and in step with no row length
     order = torch.arange(number, device=low.device, dtype=torch.float64) * 0.6180339887498949 % 1.0
     order[low] = -1.0
+    order[~rings.inside.any(dim=1)] = 2.0  # beyond the band limit: nothing to learn
     return torch.argsort(order)[:_LEARNT_FROM].sort().values
 
 

@@ -20,12 +20,12 @@ with the truth after a shift by phase cross-correlation (scikit-image, 1/50 pixe
 both are found once per method, on the amorphous specimen at the highest dose, and printed.
 
 Resolution: the first fall of the FRC with the truth below 0.5, with rings wider than a crystal's reciprocal lattice
-spacing; "mean" is the FRC averaged over the band below 2α/λ, each frequency counting alike. A filter that depends on
-|q| alone changes an FRC only where it is 0. "best" is quantem at its very best, which no user can have: the finest
-resolution, and the highest mean, over a small grid of what may be chosen, another choice for every cube and dose,
-picked **with the truth**. For "wiener" these are the ridge and the noise variance (its own estimate, which gates whole
-rings off, times a factor), for "obf" the ridge and ``prior="ard"``; parallax offers nothing. (A narrower mask and a
-hard aperture, tried once, gained it 0.3 % at most.)
+spacing; "mean" is the FRC in rings of one pixel averaged over the band below 2α/λ, each frequency counting alike: for a
+crystal it is mostly about what lies between the reflections. "best" is quantem at its very best, which no user can
+have: the finest resolution, and the highest mean, over a small grid of what may be chosen, another choice for every
+cube and dose, picked **with the truth**. For "wiener" these are the ridge and the noise variance (its own estimate,
+which gates whole rings off, times a factor), for "obf" the ridge and ``prior="ard"``; parallax has neither. (A narrower
+mask and a hard aperture, tried once, gained it 0.3 % at most.) misr's methods are used as they are.
 
 Times: from a stack in memory to an image (quantem: `reconstruct`; misr: `fuse_linear`), each library in a fresh process
 with the same number of threads, the first call and the best of the later ones, on the first specimen at the first dose.
@@ -65,11 +65,11 @@ _ENERGY, _SEMIANGLE = 300e3, 10.0
 _POSITIONS, _FIELD, _UPSAMPLE = 64, 128.0, 4
 _DETECTOR_MAX, _NATIVE_PIXELS, _BINNED = 12.0, 156, 4  # mrad; as fine as the simulation has them, so many to a pixel
 _SEED = 790
-_BATCHES = (64, 32, 16, None)  # bright-field pixels at once; None, quantem's default, is as many as 270 MB hold
+_BATCHES = (16, 32, 64, None)  # bright-field pixels at once; None, quantem's default, is as many as 270 MB hold
 _SHIFT_STEPS = 50  # to a pixel
 _COUNTERPARTS = {"shift_and_add": "parallax"}  # ours to theirs, where the names differ
 
-_WIENER = [{"ridge": ridge, "noise": noise} for noise in (1.0, 0.5, 0.25) for ridge in (1e-5, 1e-2, 1.0)]
+_WIENER = [{"ridge": ridge, "noise": noise} for noise in (1.0, 4.0, 2.0, 0.5, 0.25) for ridge in (1e-5, 1e-2, 1.0)]
 _OBF: list[dict[str, Any]] = [{"ridge": ridge} for ridge in (1e-5, 1e-2, 1e-1, 1.0, 10.0)]
 _GRIDS: dict[str, list[dict[str, Any]]] = {
     "wiener": [{}, *_WIENER[1:]],  # the first of each is the default
