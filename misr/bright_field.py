@@ -38,7 +38,7 @@ def blocks_read(cube: xr.DataArray) -> np.ndarray:
 
 
 def mean_pattern(cube: xr.DataArray) -> xr.DataArray:
-    """Mean diffraction pattern, over evenly spread blocks of scan rows (all of a small scan; the same for NumPy and dask).
+    """Mean diffraction pattern, over evenly spread blocks of scan rows, or all of a small scan (NumPy and dask alike).
 
     Parameters
     ----------

@@ -422,7 +422,7 @@ def test_its_noise_is_of_unit_deviation_in_a_cropped_field_and_at_any_pixel(disk
 
 
 def test_enormous_counts_of_few_views(make_scan):
-    cube, truth = make_scan("atoms", pixels=64, det_bin=4)
+    cube, _ = make_scan("atoms", pixels=64, det_bin=4)
     views = misr.synthesize_views(at_dose(cube, 1e9), n_views=9)
     assert np.isfinite(misr.fuse_linear(views, upsample=4).phase).all()
 

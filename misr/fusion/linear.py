@@ -84,9 +84,10 @@ def fuse_linear(
         ``phase`` and ``phase_std`` (rad), dims ``("y", "x")``, Å on the scan's own origin. ``phase_std`` is the
         standard deviation that the linear model gives a pixel (noise and what the prior leaves open, at the
         frequencies that the pixels can carry), the same over the whole field; too large rather than too small, since
-        rings that the data say nothing about are given the power of their neighbours. Over ``("frequency_y", "frequency_x")``, 1/Å: ``noise_std``, the square root of
-        the power spectral density of the image's counting noise (rad Å; its square integrates to the noise variance of
-        a pixel), and ``transfer``, the share of the true amplitude that is in the image (0 to 1).
+        rings that the data say nothing about are given the power of their neighbours. Over
+        ``("frequency_y", "frequency_x")``, 1/Å: ``noise_std``, the square root of the power spectral density of the
+        image's counting noise (rad Å; its square integrates to the noise variance of a pixel), and ``transfer``, the
+        share of the true amplitude that is in the image (0 to 1).
         With ``amplitude`` the same of the ``absorption`` μ (dimensionless), its spectra named
         ``absorption_noise_std`` and ``absorption_transfer``. For "obf" ``contrast`` alone, in standard deviations of
         its noise; for "sum" ``phase`` alone.

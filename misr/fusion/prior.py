@@ -200,7 +200,8 @@ def excess_residual(
     """What the solution leaves unexplained over what counting statistics allow: (scan frequency,).
 
     About 1 for a model that holds. ``Σ n̄ |C - Γ φ|²`` needs only the normal equations:
-    ``Σ n̄ |C|² - 2 Re φᴴ b + φᴴ A φ``; ``energy`` is its first term. It has as many degrees of freedom as views with electrons (``informed``), less those
+    ``Σ n̄ |C|² - 2 Re φᴴ b + φᴴ A φ``; ``energy`` is its first term. It has as many degrees of freedom as
+    views with electrons (``informed``), less those
     that were fitted, the sum of the transfers.
     """
     mean = posterior.mean

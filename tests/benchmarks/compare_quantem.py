@@ -15,9 +15,9 @@ positions of about 2 Å, 300 kV, 10 mrad, C10 -1500 Å, C12 60 Å, the detector 
 interpolate the patterns. Both are told the true optics, fuse ×4 (2 Å to 0.5 Å), and wrap round, as the scan does.
 
 How quantem is fed: its axes are (row, column), so its azimuth is 90° - ours and ``phi12`` becomes π/2 - phi12; its
-rotation has our sign. The true optic axis is given (`force_fitted_origin`); misr measures it. Each image is compared
-with the truth after a shift by phase cross-correlation (scikit-image, 1/50 pixel) and with the sign that correlates;
-both are found once per method, on the amorphous specimen at the highest dose, and printed.
+rotation has our sign. The true optic axis is given (`force_fitted_origin`); misr measures it. Each method's shift to the
+truth (phase cross-correlation of scikit-image, to 1/50 pixel) and sign are found once, on the amorphous specimen at
+the highest dose, printed, and mended: a shift if it is over 0.1 pixel, below which it is noise that would do harm.
 
 Resolution: the first fall of the FRC with the truth below 0.5, with rings wider than a crystal's reciprocal lattice
 spacing; "mean" is the FRC in rings of one pixel averaged over the band below 2α/λ, each frequency counting alike: for a
@@ -66,7 +66,7 @@ _POSITIONS, _FIELD, _UPSAMPLE = 64, 128.0, 4
 _DETECTOR_MAX, _NATIVE_PIXELS, _BINNED = 12.0, 156, 4  # mrad; as fine as the simulation has them, so many to a pixel
 _SEED = 790
 _BATCHES = (16, 32, 64, None)  # bright-field pixels at once; None, quantem's default, is as many as 270 MB hold
-_SHIFT_STEPS = 50  # to a pixel
+_SHIFT_STEPS, _LEAST_SHIFT = 50, 0.1  # to a pixel; pixels
 _COUNTERPARTS = {"shift_and_add": "parallax"}  # ours to theirs, where the names differ
 
 _WIENER = [{"ridge": ridge, "noise": noise} for noise in (1.0, 4.0, 2.0, 0.5, 0.25) for ridge in (1e-5, 1e-2, 1.0)]
@@ -382,7 +382,10 @@ def registered(image: xr.DataArray, found: tuple[np.ndarray, int]) -> xr.DataArr
     """The image, shifted and with its sign."""
     from scipy.ndimage import fourier_shift
 
-    return image.copy(data=found[1] * np.fft.ifft2(fourier_shift(np.fft.fft2(image.values), found[0])).real)
+    shift, sign = found
+    if np.hypot(*shift) < _LEAST_SHIFT:
+        return sign * image
+    return image.copy(data=sign * np.fft.ifft2(fourier_shift(np.fft.fft2(image.values), shift)).real)
 
 
 def judged(image: xr.DataArray, truth: xr.DataArray, kind: str) -> tuple[float, float]:
