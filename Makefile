@@ -1,4 +1,4 @@
-# make demo | test | lab (lint, benchmark, calibration): each makes its own environment in .venv if there is none, and
+# make demo | test | lab (lint, benchmark, calibration, fusion): each makes its own environment in .venv if there is none, and
 # reuses it after that. Calibration takes an hour or more: make calibration CALIBRATION="--cache DIR --workers 2"
 # keeps the simulated cubes and uses two processes.
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lab lint benchmark calibration clean
+.PHONY: demo test lab lint benchmark calibration fusion clean
 
 demo: $(VENV)/.core
 	$(BIN)/misr demo
@@ -28,6 +28,10 @@ benchmark: $(VENV)/.test
 
 calibration: $(VENV)/.test
 	$(BIN)/python tests/benchmarks/calibration_table.py --py4dstem --fused $(CALIBRATION)
+
+fusion: $(VENV)/.test
+	$(BIN)/python tests/benchmarks/fusion_resolution.py $(FUSION)
+	$(BIN)/python tests/benchmarks/fusion_large.py $(LARGE)
 
 clean:
 	rm -rf $(VENV) dist misr-demo

@@ -21,7 +21,7 @@ from misr.fusion.overlap import Overlaps
 
 __all__ = ["Sums", "ViewStack", "accumulate", "batches", "keep_overlaps"]
 
-_BATCH_BYTES = 96 << 20  # of spectra in flight
+_BATCH_BYTES = 192 << 20  # of spectra in flight
 
 
 class ViewStack(Protocol):
