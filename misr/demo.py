@@ -10,7 +10,7 @@ from typing import Any, cast
 import xarray as xr
 
 from misr.dose import apply_dose, split_counts
-from misr.fusion import fuse_linear, shift_and_add
+from misr.fusion import fuse_linear, plan_fusion, shift_and_add
 from misr.resolution import fourier_ring_correlation, frc_resolution, resolution_words
 from misr.views import axial_view, synthesize_views
 
@@ -113,7 +113,9 @@ def _compare(
     # the references do not know that the simulated scan wraps round, so misr is not told either
     cube.attrs.pop("period_A", None)
     halves = split_counts(cube, rng=rng)
-    like = fuse_linear(synthesize_views(cube))["phase"]
+    # all images on the pixels that show the whole band, whatever the dose fills
+    views = synthesize_views(cube)
+    like = fuse_linear(views, upsample=plan_fusion(views, upsample=1).folds)["phase"]
     found: dict[str, xr.DataArray] = {"truth": phase_on_grid(simulated["phase"], like=like)}
     rows = []
     for key, reconstruct in _reconstructions(like, rng):
@@ -143,7 +145,7 @@ def _reconstructions(like: xr.DataArray, rng: int) -> Iterator[tuple[str, Callab
 
     yield "raw view", raw_view
     yield "tcBF", lambda cube: shift_and_add(synthesize_views(cube))
-    yield "misr", lambda cube: fuse_linear(synthesize_views(cube))["phase"]
+    yield "misr", lambda cube: fuse_linear(synthesize_views(cube), upsample=like.attrs["upsample"])["phase"]
     yield "parallax", lambda cube: reconstruct_parallax(cube, like=like, progress=False)
     yield (
         "ptychography",

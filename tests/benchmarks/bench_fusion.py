@@ -9,8 +9,8 @@ import misr
 
 @pytest.fixture(scope="module")
 def cube():
-    atoms = misr.amorphous_atoms(field_A=64, rng=0)
-    simulated = misr.simulate_cube(atoms, aberrations={"C10": -1500.0}, progress=False)
+    atoms = misr.amorphous_atoms(field_A=128, rng=0)
+    simulated = misr.simulate_cube(atoms, aberrations={"C10": -1500.0}, det_max_mrad=12, det_pixels=38, progress=False)
     return misr.apply_dose(simulated.counts, 100, rng=0)
 
 
@@ -19,22 +19,21 @@ def views(cube):
     return misr.synthesize_views(cube)
 
 
-@pytest.mark.benchmark(group="cube to image, 32 × 32 positions, ×4")
-@pytest.mark.parametrize("method", ["shift_and_add", "fuse_linear", "py4DSTEM parallax"])
-def test_cube_to_image(benchmark, cube, method):
-    if method == "py4DSTEM parallax":
-        run, options = misr.reconstruct_parallax, {"upsample": 4, "progress": False}
-    else:
-        fuse = getattr(misr, method)
-
-        def run(cube, **options):
-            return fuse(misr.synthesize_views(cube), **options)
-
-        options = {"upsample": 4}
-    benchmark.pedantic(run, args=(cube,), kwargs=options, rounds=5, warmup_rounds=1)
+@pytest.mark.benchmark(group="cube to image, 64 × 64 positions, about 800 views, ×4")
+@pytest.mark.parametrize("method", ["shift_and_add", "fuse_linear", "fuse_linear with a plan", "py4DSTEM parallax"])
+def test_cube_to_image(benchmark, cube, views, method):
+    plan = misr.plan_fusion(views, upsample=4)
+    run = {
+        "shift_and_add": lambda cube: misr.shift_and_add(misr.synthesize_views(cube), upsample=4),
+        "fuse_linear": lambda cube: misr.fuse_linear(misr.synthesize_views(cube), upsample=4),
+        "fuse_linear with a plan": lambda cube: misr.fuse_linear(misr.synthesize_views(cube), plan=plan),
+        "py4DSTEM parallax": lambda cube: misr.reconstruct_parallax(cube, upsample=4, progress=False),
+    }[method]
+    benchmark.pedantic(run, args=(cube,), rounds=5, warmup_rounds=1)
 
 
-@pytest.mark.benchmark(group="fuse_linear by number of views, 32 × 32 positions, ×4")
+@pytest.mark.benchmark(group="fuse_linear by number of views, 64 × 64 positions, ×4")
+@pytest.mark.filterwarnings("ignore:upsample=:UserWarning")
 @pytest.mark.parametrize("n_views", [25, 100, 400, None])
 def test_fuse_linear(benchmark, cube, n_views):
     views = misr.synthesize_views(cube, n_views=n_views)

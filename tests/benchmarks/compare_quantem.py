@@ -16,7 +16,7 @@ interpolate the patterns. Both are told the true optics, fuse ×4 (2 Å to 0.5 �
 
 How quantem is fed: its axes are (row, column), so its azimuth is 90° - ours and ``phi12`` becomes π/2 - phi12; its
 rotation has our sign. The true optic axis is given (`force_fitted_origin`); misr measures it. Each method's shift to
-the truth (phase cross-correlation of scikit-image, to 1/50 pixel) and its sign are found once, on the amorphous specimen
+the truth (phase cross-correlation of scikit-image, to 1/50 pixel) and its sign are found once, on amorphous matter
 at the highest dose, and mended: a shift if it is over 0.1 pixel, below which it is noise. The largest is printed.
 
 Resolution: the first fall of the FRC with the truth below 0.5, with rings wider than a crystal's reciprocal lattice
