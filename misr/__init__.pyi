@@ -24,7 +24,6 @@ from .io import save_cube as save_cube
 from .io import save_result as save_result
 from .limits import dose_for_resolution as dose_for_resolution
 from .limits import expected_frc as expected_frc
-from .limits import phase_power_of_slab as phase_power_of_slab
 from .limits import radial_power_spectrum as radial_power_spectrum
 from .phase import projected_phase as projected_phase
 from .pipeline import super_resolve as super_resolve
@@ -36,6 +35,7 @@ from .resolution import fourier_ring_correlation as fourier_ring_correlation
 from .resolution import frc_resolution as frc_resolution
 from .resolution import frc_threshold as frc_threshold
 from .simulate import simulate_cube as simulate_cube
+from .slab import phase_power_of_slab as phase_power_of_slab
 from .specimens import amorphous_atoms as amorphous_atoms
 from .specimens import crystalline_atoms as crystalline_atoms
 from .specimens import semicrystalline_atoms as semicrystalline_atoms

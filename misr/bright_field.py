@@ -72,7 +72,7 @@ def bright_field_disk(cube: xr.DataArray) -> xr.Dataset:
     Parameters
     ----------
     cube : xarray.DataArray
-        4D-STEM cube, NumPy or dask; of a large scan, evenly spread rows are read (see `mean_pattern`).
+        4D-STEM cube, NumPy or dask; of a large scan, evenly spread blocks of rows are read (see `mean_pattern`).
         ``attrs["semiangle_mrad"]`` is checked against the disk when there, and estimated when not.
 
     Returns

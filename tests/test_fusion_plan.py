@@ -145,7 +145,6 @@ def test_views_in_batches(views, monkeypatch):
     whole = misr.fuse_linear(views)
     monkeypatch.setattr("misr.fusion.statistic._BATCH_BYTES", 1 << 18)
     xr.testing.assert_allclose(misr.fuse_linear(views), whole, rtol=1e-4, atol=1e-6)
-    assert misr.shift_and_add(views).equals(misr.shift_and_add(views))
 
 
 # --- streaming -------------------------------------------------------------------------------------------------------
@@ -160,8 +159,7 @@ def test_lazy_views_are_read_once(cropped):
 
     eager = misr.fuse_linear(misr.synthesize_views(cropped), upsample=3)
     lazy = misr.synthesize_views(cropped.chunk(scan_y=4))
-    recorded = lazy.data.map_blocks(lambda b: b, dtype=lazy.dtype)
-    found = misr.fuse_linear(lazy.copy(data=recorded), upsample=3)
+    found = misr.fuse_linear(lazy, upsample=3)
     xr.testing.assert_allclose(found, eager, rtol=1e-5)
     data = cropped.chunk(scan_y=4).data.map_blocks(record, dtype=cropped.dtype, meta=np.empty((0,) * 4, cropped.dtype))
     synthesised = misr.synthesize_views(cropped.copy(data=data))
@@ -297,10 +295,7 @@ def test_auto_shows_what_the_dose_fills(make_views):
     assert shown[30.0].attrs["upsample"] < shown[1e4].attrs["upsample"] == 4
     # nothing is lost: the same image with more pixels holds no more
     full = misr.fuse_linear(make_views("atoms", dose=30.0, rng=0)[0], upsample=4).phase
-    every = 4 // shown[30.0].attrs["upsample"]
-    kept = full.values.reshape(-1)[:: every if 4 % every == 0 else 1]
     assert float(shown[30.0].phase.var()) == pytest.approx(float(full.var()), rel=0.02)
-    assert kept.size
 
 
 @pytest.mark.parametrize("upsample", [1, 2, 3, 6])

@@ -11,7 +11,7 @@ from phase_object import bandlimited_phase
 
 import misr
 from misr.cube import image_from_array
-from misr.limits import dose_for_resolution, expected_frc, phase_power_of_slab, radial_power_spectrum
+from misr.limits import dose_for_resolution, expected_frc, radial_power_spectrum
 from misr.optics import aberration_gradient, electron_wavelength, overlap_function
 
 ENERGY, SEMIANGLE = 300e3, 10.0
@@ -180,7 +180,7 @@ def test_unequal_snr_within_a_ring_is_what_wiener_weights_give():
 
 
 def test_more_dose_is_never_worse():
-    power = phase_power_of_slab("carbon")
+    power = misr.phase_power_of_slab("carbon")
     options = {"aberrations": {"C10": -1500.0, "C12": 80.0}, "semiangle_mrad": SEMIANGLE}
     for against in ("truth", "half-map"):
         for method in ("linear", "tcbf", "ideal"):
@@ -238,7 +238,7 @@ def test_slab_without_atoms_has_the_power_of_one_with(composition):
         )
         for seed in range(2)
     ]
-    power = phase_power_of_slab(composition, thickness_A=30, field_A=field)
+    power = misr.phase_power_of_slab(composition, thickness_A=30, field_A=field)
     found = (made[0] + made[1]).values / 2
     q = made[0].frequency.values
     expected = np.interp(q, power.frequency, power)
@@ -247,12 +247,12 @@ def test_slab_without_atoms_has_the_power_of_one_with(composition):
     assert np.mean(found[upper] / expected[upper]) == pytest.approx(1, abs=0.05)
     # below, hard spheres at rest and atoms placed one after the other differ
     np.testing.assert_allclose(found[q < 0.35], expected[q < 0.35], rtol=0.3)
-    alone = phase_power_of_slab(composition, thickness_A=30, field_A=field, min_distance_A=0)
+    alone = misr.phase_power_of_slab(composition, thickness_A=30, field_A=field, min_distance_A=0)
     assert float(alone[0]) > 1.3 * float(power[0])
 
 
 def test_least_dose_is_where_the_frc_reaches_the_threshold():
-    power = phase_power_of_slab("protein")
+    power = misr.phase_power_of_slab("protein")
     options = {"semiangle_mrad": SEMIANGLE, "aberrations": {"C10": -1200.0, "C12": 60.0}}
     resolution = 128 / 51  # a ring of this power
     for against, threshold in (("truth", 0.5), ("half-map", "half-bit")):
@@ -267,7 +267,7 @@ def test_least_dose_is_where_the_frc_reaches_the_threshold():
 
 
 def test_least_dose_beyond_the_band_limit_and_without_contrast_is_infinite():
-    power = phase_power_of_slab("carbon")
+    power = misr.phase_power_of_slab("carbon")
     options = {"semiangle_mrad": SEMIANGLE, "aberrations": {"C10": -1200.0}}
     beyond = dose_for_resolution(power, resolution_A=0.9, **options)
     assert math.isinf(beyond)
@@ -323,7 +323,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         radial_power_spectrum(image_from_array(np.full((8, 8), np.nan), pixel_A=(1, 1)))
     with pytest.raises(ValueError, match="fill"):
-        phase_power_of_slab("carbon", min_distance_A=3)
+        misr.phase_power_of_slab("carbon", min_distance_A=3)
 
 
 @pytest.mark.slow
