@@ -15,7 +15,18 @@ import misr
 PACKAGE = Path(misr.__file__).parent
 HEAVY = ("torch", "panel", "holoviews", "bokeh", "py4DSTEM", "abtem", "ase", "rsciio", "matplotlib", "skimage")
 # torch is at the top only of modules that nothing imports before it is needed
-_TORCH_FUSION = ("kernels", "labels", "local_prior", "overlap", "plan", "prior", "statistic", "wiener")
+_TORCH_FUSION = (
+    "kernels",
+    "labels",
+    "local_prior",
+    "overlap",
+    "plan",
+    "plane_waves",
+    "prior",
+    "statistic",
+    "wiener",
+    "workspace",
+)
 TORCH_MODULES = {f"fusion/{name}.py" for name in _TORCH_FUSION} | {
     f"calibration/{name}.py" for name in ("higher", "refine", "search", "spots")
 }

@@ -20,6 +20,7 @@ __all__ = [
     "from_plane",
     "full_plane",
     "image_from_spectrum",
+    "lattice",
     "resolve_device",
     "shifted_sum",
     "spectra",
@@ -41,7 +42,7 @@ class Frequencies:
     alias: torch.Tensor  # place of each among the U² of the fine grid
     weight: torch.Tensor  # (scan frequency,): 2 where the conjugate half plane repeats it, else 1
 
-    def at(self, chosen: torch.Tensor) -> Frequencies:
+    def at(self, chosen: torch.Tensor | slice) -> Frequencies:
         """Some of the scan frequencies."""
         return Frequencies(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
@@ -82,6 +83,16 @@ def frequencies(grid: ScanGrid, *, cutoff: float, device: torch.device) -> Frequ
     return Frequencies(y, x, radius, index, torch.as_tensor(weight.ravel(), device=device))
 
 
+def lattice(grid: ScanGrid, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All U² object frequencies that some scan frequencies hold, 1/Å, y and x: (scan frequency, alias)."""
+    (n_y, n_x), up = grid.padded, grid.upsample
+    fine_y = np.fft.fftfreq(n_y * up, grid.step[0] / up).reshape(up, n_y).T.astype(np.float32)
+    fine_x = np.fft.fftfreq(n_x * up, grid.step[1] / up).reshape(up, n_x).T.astype(np.float32)
+    q_y = torch.as_tensor(fine_y, device=at.device)[at // grid.half]
+    q_x = torch.as_tensor(fine_x, device=at.device)[at % grid.half]
+    return q_y.repeat_interleave(up, dim=1), q_x.repeat(1, up)
+
+
 def spectra(
     counts: np.ndarray, *, lost: np.ndarray, grid: ScanGrid, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,18 +101,18 @@ def spectra(
     Lost scan positions hold the mean, and so do the margins: they keep the views' shifts from wrapping round. (Mirrored
     margins would be seen with mirrored shifts, which no object explains.)
     """
-    kept = ~lost
-    mean = torch.as_tensor(counts[:, kept].mean(axis=1, dtype=np.float64), device=device)
-    held = torch.as_tensor(kept, dtype=torch.float32, device=device)
+    held = torch.as_tensor(~lost, dtype=torch.float32, device=device)
+    mean = torch.empty(len(counts), dtype=torch.float64, device=device)
     result = torch.empty((len(counts), grid.padded[0] * grid.half), dtype=torch.complex64, device=device)
-    batch = max(1, ENTRIES_AT_ONCE // (grid.padded[0] * grid.padded[1]))
-    for first in range(0, len(counts), batch):
-        block = torch.as_tensor(counts[first : first + batch].astype(np.float32), device=device)
-        block = (block - mean[first : first + batch, None, None].float()) * held
+    before, after = grid.pad, [grid.padded[i] - grid.shape[i] - grid.pad[i] for i in range(2)]
+    for first in range(0, len(counts), batch := max(1, ENTRIES_AT_ONCE // (grid.padded[0] * grid.padded[1]))):
+        part = slice(first, first + batch)
+        block = torch.as_tensor(counts[part].astype(np.float32), device=device).mul_(held)
+        mean[part] = block.sum(dim=(1, 2), dtype=torch.float64) / float(held.sum())
+        block.addcmul_(held, mean[part, None, None].float(), value=-1)
         if grid.padded != grid.shape:
-            before, after = grid.pad, [grid.padded[i] - grid.shape[i] - grid.pad[i] for i in range(2)]
             block = torch.nn.functional.pad(block, (before[1], after[1], before[0], after[0]))
-        result[first : first + batch] = torch.fft.rfft2(block, norm="forward").flatten(1)
+        result[part] = torch.fft.rfft2(block, norm="forward").flatten(1)
     return result, mean
 
 

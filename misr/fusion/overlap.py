@@ -1,9 +1,4 @@
-"""Overlap functions of all views at many frequencies: what turns object frequencies into what a scan records.
-
-For second-order aberrations (C10, C12) the phase of Γ is a plane wave over the detector: a product of one factor for
-the pixel's row, one for its column and one for the frequency. That is several times faster than the general formula of
-`misr.optics.overlap_function`, which serves all others.
-"""
+"""Overlap functions of all views at many frequencies: what turns object frequencies into what a scan records."""
 
 from __future__ import annotations
 
@@ -15,9 +10,11 @@ import numpy as np
 import torch
 
 from misr.fusion.geometry import ViewGeometry
-from misr.optics import aberration_gradient, aberration_phase, aperture_fraction, overlap_function, pixel_width
+from misr.fusion.plane_waves import PlaneWaves, plane_wave_table
+from misr.fusion.workspace import Workspace
+from misr.optics import aperture_fraction, overlap_function, pixel_width
 
-__all__ = ["Overlaps", "Specimen"]
+__all__ = ["Overlaps", "Patch", "Specimen"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,23 @@ class Specimen:
         return (self.absorption_rad, math.pi / 2) if self.amplitude else (self.absorption_rad,)
 
 
+@dataclass(frozen=True)
+class Patch:
+    """Views side by side on the detector: an object frequency reaches only some of the disk's patches."""
+
+    views: np.ndarray
+    waves: PlaneWaves
+    member: torch.Tensor | None  # place of each pixel's view among ``views``; None if each view is a pixel
+    factor: torch.Tensor  # of each pixel
+    centre: tuple[float, float]
+    radius: float
+
+    @property
+    def n_pixels(self) -> int:
+        """Detector pixels in it."""
+        return len(self.factor)
+
+
 class Overlaps:
     """Γ per expected electron of each view, averaged over the view's pixels.
 
@@ -50,130 +64,96 @@ class Overlaps:
 
     def __init__(self, geometry: ViewGeometry, specimen: Specimen, *, device: torch.device) -> None:
         self.geometry, self.specimen, self.device = geometry, specimen, device
-        self._optics: dict[str, Any] = {"aberrations": geometry.aberrations, "wavelength": geometry.wavelength}
         width = pixel_width(geometry.pixel_y, geometry.pixel_x, pixel_edges=geometry.pixel_edges)
         inside = aperture_fraction(geometry.pixel_y, geometry.pixel_x, cutoff=geometry.cutoff, width=width)
-        self._y, self._x, self._inside = (self._real(values) for values in (geometry.pixel_y, geometry.pixel_x, inside))
-        self._view = torch.as_tensor(geometry.pixel_view, device=device)
-        self._fraction = torch.zeros(geometry.n_views, device=device).index_add_(0, self._view, self._inside)
+        share = np.bincount(geometry.pixel_view, weights=inside, minlength=geometry.n_views).clip(1e-6)
         self._single = geometry.n_views == geometry.pixel_view.size
         self._plane = geometry.is_second_order
+        # a pixel's own share of the aperture is in the electrons it is divided by
+        own = inside if self._plane and not self._single else np.ones(inside.size)
+        self._factor = own if self._plane and self._single else own / share[geometry.pixel_view]
+        self._order = np.lexsort((geometry.pixel_column, geometry.pixel_row))
+        edges = np.abs(np.array(geometry.pixel_edges)).sum(axis=0)
+        self._pixel_radius = 0.5 * float(np.hypot(*edges))
 
     def __call__(self, q_y: torch.Tensor, q_x: torch.Tensor, views: slice) -> torch.Tensor:
         """Γ at each frequency, 1/Å: (…, channel, view)."""
-        chosen = views if self._single else self._members(views)
-        shape = q_y.shape
-        q_y, q_x = q_y.reshape(-1, 1), q_x.reshape(-1, 1)
-        per_channel = self._plane_waves if self._plane else self._general
-        found = per_channel(q_y, q_x, chosen)
-        gamma = found[0][:, None] if len(found) == 1 else torch.stack(found, dim=1)
+        patch = self.patch(np.arange(*views.indices(self.geometry.n_views)))
+        channels = len(self.specimen.channels)
+        out = torch.empty((q_y.numel(), channels, len(patch.views)), dtype=torch.complex64, device=self.device)
+        self.fill(out, self.table(q_y.reshape(-1, 1), q_x.reshape(-1, 1)), patch, work=Workspace(self.device))
+        return out.reshape(*q_y.shape, *out.shape[1:])
+
+    def table(self, q_y: torch.Tensor, q_x: torch.Tensor) -> torch.Tensor:
+        """What `fill` needs of the frequencies, 1/Å: one axis more than they have."""
+        damping = torch.exp(-2 * (math.pi * self.specimen.source_size_A) ** 2 * (q_y**2 + q_x**2))
+        if not self._plane:
+            return torch.stack((q_y, q_x, damping), dim=-1)
+        angles = self.specimen.channels
+        return plane_wave_table(q_y, q_x, geometry=self.geometry, angles=angles, damping=damping)
+
+    def patch(self, views: np.ndarray, *, factor: np.ndarray | None = None) -> Patch:
+        """Some of the views, in that order, each one's Γ to be multiplied by a factor."""
+        geometry = self.geometry
+        place = np.full(geometry.n_views, -1)
+        place[views] = np.arange(len(views))
         if self._single:
-            # a pixel's own share of the aperture is in the electrons it is divided by
-            scale = 1.0 if self._plane else 1 / self._fraction[views].clamp(min=1e-6)
+            pixels = np.argsort(geometry.pixel_view)[views]
         else:
-            first, last, _ = views.indices(self.geometry.n_views)
-            part = gamma * self._inside[chosen] if self._plane else gamma
-            gamma = torch.zeros((*gamma.shape[:2], last - first), dtype=gamma.dtype, device=self.device)
-            gamma.index_add_(2, self._view[chosen] - first, part)
-            scale = 1 / self._fraction[views].clamp(min=1e-6)
-        if self.specimen.source_size_A:
-            q2 = (q_y**2 + q_x**2)[..., None]
-            scale = scale * torch.exp(-2 * (math.pi * self.specimen.source_size_A) ** 2 * q2)
-        if not isinstance(scale, float):
-            gamma = gamma * scale
-        return gamma.reshape(*shape, *gamma.shape[1:])
+            pixels = self._order[place[geometry.pixel_view[self._order]] >= 0]
+        per_pixel = self._factor[pixels]
+        member = place[geometry.pixel_view[pixels]]
+        if factor is not None:
+            per_pixel = per_pixel * factor[member]
+        y, x = geometry.pixel_y[pixels], geometry.pixel_x[pixels]
+        centre = (0.5 * (y.min() + y.max()), 0.5 * (x.min() + x.max()))
+        return Patch(
+            views=views,
+            waves=PlaneWaves(
+                geometry,
+                pixels,
+                focal_spread_A=self.specimen.focal_spread_A,
+                factor=None if np.all(per_pixel == 1) else per_pixel,
+                device=self.device,
+            ),
+            member=None if self._single else torch.as_tensor(member, device=self.device),
+            factor=torch.as_tensor(per_pixel, dtype=torch.float32, device=self.device),
+            centre=(float(centre[0]), float(centre[1])),
+            radius=float(np.hypot(y - centre[0], x - centre[1]).max()) + self._pixel_radius,
+        )
 
-    def n_pixels(self, views: slice) -> int:
-        """Detector pixels of these views."""
-        first, last, _ = views.indices(self.geometry.n_views)
-        view = self.geometry.pixel_view
-        return int(((view >= first) & (view < last)).sum())
+    def reached(self, q_y: torch.Tensor, q_x: torch.Tensor, patch: Patch) -> torch.Tensor:
+        """Whether each frequency scatters the aperture onto some of the patch; elsewhere Γ is zero."""
+        (y, x), limit = patch.centre, self.geometry.cutoff + patch.radius + self._pixel_radius
+        nearest = q_y**2 + q_x**2 - 2 * (q_y * y + q_x * x).abs()
+        return nearest < limit**2 - y**2 - x**2
 
-    def _members(self, views: slice) -> np.ndarray:
-        """Pixels of these views, in the detector's order."""
-        first, last, _ = views.indices(self.geometry.n_views)
-        view = self.geometry.pixel_view
-        members = np.flatnonzero((view >= first) & (view < last))
-        order = np.lexsort((self.geometry.pixel_column[members], self.geometry.pixel_row[members]))
-        return np.asarray(members[order])
+    def fill(self, out: torch.Tensor, table: torch.Tensor, patch: Patch, *, work: Workspace) -> None:
+        """Γ of a patch's views at (n, alias) frequencies, into (n, channel · alias, view), channel by channel."""
+        shape, aliases = (*table.shape[:2], patch.n_pixels), table.shape[1]
+        table = table.flatten(0, 1)
+        blocks = [out[:, aliases * i : aliases * (i + 1)] for i in range(len(self.specimen.channels))]
+        member = patch.member
+        into = blocks if member is None else [work.complex(f"pixels{i}", *shape) for i in range(len(blocks))]
+        if self._plane:
+            patch.waves(table, into=into, work=work)
+        else:
+            self._general(table, patch, into)
+        if member is not None:
+            for block, pixels in zip(blocks, into, strict=True):
+                block.zero_().index_add_(2, member, pixels)
 
-    def _general(self, q_y: torch.Tensor, q_x: torch.Tensor, chosen: Any) -> list[torch.Tensor]:
-        pixels = (self._y[chosen][None, :], self._x[chosen][None, :])
+    def _general(self, table: torch.Tensor, patch: Patch, into: list[torch.Tensor]) -> None:
         options: dict[str, Any] = {
-            **self._optics,
+            "aberrations": self.geometry.aberrations,
+            "wavelength": self.geometry.wavelength,
             "cutoff": self.geometry.cutoff,
             "pixel_edges": self.geometry.pixel_edges,
             "focal_spread_A": self.specimen.focal_spread_A,
         }
-        return [
-            torch.complex(*overlap_function(*pixels, q_y, q_x, absorption_rad=angle, **options))
-            for angle in self.specimen.channels
-        ]
-
-    def _plane_waves(self, q_y: torch.Tensor, q_x: torch.Tensor, chosen: Any) -> list[torch.Tensor]:
-        """``Γ = exp(ik·∇χ(q)) blur [(w₋ + w₊) sin χ(q) + i (w₋ - w₊) cos χ(q)]``, w∓ the aperture at k ∓ q."""
-        slopes = aberration_gradient(q_y, q_x, **self._optics)
-        chi = aberration_phase(q_y, q_x, **self._optics)
-        blur: Any = 1.0
-        for edge_y, edge_x in self.geometry.pixel_edges:
-            blur = blur * torch.sinc((slopes[0] * edge_y + slopes[1] * edge_x) / (2 * math.pi))
-        wave = self._wave(slopes, chosen)
-        minus, plus = self._apertures(q_y, q_x, chosen)
-        both, odd = minus + plus, minus - plus
-        return [
-            wave * torch.complex(both * (torch.sin(chi - angle) * blur), odd * (torch.cos(chi - angle) * blur))
-            for angle in self.specimen.channels
-        ]
-
-    def _wave(self, slopes: tuple[torch.Tensor, torch.Tensor], chosen: Any) -> torch.Tensor:
-        """``exp(ik·s)`` from the rows and columns of the detector, run by run of neighbouring pixels (no gather)."""
-        rows, columns = self.geometry.pixel_row[chosen], self.geometry.pixel_column[chosen]
-        (y1, x1), (y2, x2) = self.geometry.pixel_edges
-        start = slopes[0] * self.geometry.origin[0] + slopes[1] * self.geometry.origin[1]
-        first_row, first_column = int(rows.min()), int(columns.min())
-        along_row = _unit(start + (slopes[0] * y1 + slopes[1] * x1) * self._range(first_row, int(rows.max())))
-        along_column = _unit((slopes[0] * y2 + slopes[1] * x2) * self._range(first_column, int(columns.max())))
-        wave = torch.empty((len(start), len(rows)), dtype=along_row.dtype, device=self.device)
-        breaks = np.flatnonzero((np.diff(rows) != 0) | (np.diff(columns) != 1)) + 1
-        for begin, end in zip([0, *breaks], [*breaks, len(rows)], strict=True):
-            row, column = int(rows[begin]) - first_row, int(columns[begin]) - first_column
-            block = along_column[:, column : column + end - begin], along_row[:, row : row + 1]
-            torch.mul(*block, out=wave[:, begin:end])
-        return wave
-
-    def _apertures(self, q_y: torch.Tensor, q_x: torch.Tensor, chosen: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fraction of the aperture at k - q and k + q, damped by focal spread."""
-        cutoff, wavelength = self.geometry.cutoff, self.geometry.wavelength
-        k_y, k_x = self._y[chosen][None, :], self._x[chosen][None, :]
-        if self.geometry.is_square:
-            width = pixel_width(q_y, q_x, pixel_edges=self.geometry.pixel_edges)
-            per = 1 / (2 * cutoff * width)
-            even = per * (cutoff**2 - q_y**2 - q_x**2) - per * (k_y**2 + k_x**2)
-            cross = torch.cat((q_y, q_x), 1) @ torch.cat((k_y, k_x), 0).mul_(2 * per)
-            # near the edge, c - r = x + x²/2c with x = (c² - r²)/2c, here in pixels: no square root
-            bend = width / (2 * cutoff)
-            minus, plus = (
-                torch.addcmul(x, x, x, value=bend).add_(0.5).clamp_(0, 1)
-                for x in ((even + cross).clamp_(min=-1), (even - cross).clamp_(min=-1))
-            )
-        else:
-            edges = self.geometry.pixel_edges
-            minus, plus = (
-                aperture_fraction(y, x, cutoff=cutoff, width=pixel_width(y, x, pixel_edges=edges))
-                for y, x in ((k_y - q_y, k_x - q_x), (k_y + q_y, k_x + q_x))
-            )
-        if self.specimen.focal_spread_A:
-            for sign, weight in ((-1, minus), (1, plus)):
-                gained = q_y**2 + q_x**2 + 2 * sign * (k_y * q_y + k_x * q_x)
-                weight *= torch.exp(-0.5 * (math.pi * wavelength * self.specimen.focal_spread_A * gained) ** 2)
-        return minus, plus
-
-    def _range(self, first: int, last: int) -> torch.Tensor:
-        return torch.arange(first, last + 1, dtype=torch.float32, device=self.device)
-
-    def _real(self, values: Any) -> torch.Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
-
-
-def _unit(angle: torch.Tensor) -> torch.Tensor:
-    return torch.complex(torch.cos(angle), torch.sin(angle))  # ten times faster than torch.polar
+        q_y, q_x, damping = (table[:, i : i + 1] for i in range(3))
+        pixels = (patch.waves.y[None, :], patch.waves.x[None, :])
+        scale = patch.factor * damping
+        for angle, out in zip(self.specimen.channels, into, strict=True):
+            parts = overlap_function(*pixels, q_y, q_x, absorption_rad=angle, **options)
+            out.copy_(torch.complex(*(part * scale for part in parts)).view(out.shape))

@@ -200,13 +200,12 @@ def _affordable(views: xr.DataArray, geometry: ViewGeometry, channels: int) -> S
 
 def _sum_all(stack: Any, options: dict[str, Any]) -> Sums:
     freq, overlaps, grid = options["freq"], options["overlaps"], options["grid"]
-    means, sums = [], empty_sums(freq, overlaps, with_matrix=options["with_matrix"], mean=torch.empty(0))
+    mean = torch.zeros(stack.shape[0], dtype=torch.float64, device=overlaps.device)
+    sums = empty_sums(freq, overlaps, with_matrix=options["with_matrix"], mean=mean)
     whole = options["kept"] is not None  # the kept overlaps are cut for all views at once
     for part in [slice(0, stack.shape[0])] if whole else batches(stack.shape[0], grid):
-        counts = np.asarray(stack[part])
-        means.append(torch.as_tensor(counts[:, ~options["lost"]].mean(axis=1, dtype=np.float64)))
-        accumulate(counts, part, into=sums, **options)
-    return replace(sums, mean=torch.cat(means).to(overlaps.device))
+        accumulate(np.asarray(stack[part]), part, into=sums, **options)
+    return sums
 
 
 def _kept_noise(views: xr.DataArray, grid: ScanGrid, mean: np.ndarray) -> float:
