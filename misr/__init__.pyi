@@ -5,6 +5,9 @@ from .bright_field import bright_field_disk as bright_field_disk
 from .calibrate import aberration_landscape as aberration_landscape
 from .calibrate import calibrate_cube as calibrate_cube
 from .calibrate import fit_aberrations as fit_aberrations
+from .comparison import compare_images as compare_images
+from .consistency import count_consistency as count_consistency
+from .consistency import held_out_consistency as held_out_consistency
 from .cube import cube_from_array as cube_from_array
 from .cube import cube_history as cube_history
 from .cube import validate_cube as validate_cube
@@ -16,6 +19,7 @@ from .dose import thin_counts as thin_counts
 from .fusion import fuse_linear as fuse_linear
 from .fusion import plan_fusion as plan_fusion
 from .fusion import shift_and_add as shift_and_add
+from .halves import half_maps as half_maps
 from .io import cube_from_py4dstem as cube_from_py4dstem
 from .io import cube_to_py4dstem as cube_to_py4dstem
 from .io import read_cube as read_cube
@@ -26,7 +30,11 @@ from .limits import dose_for_resolution as dose_for_resolution
 from .limits import expected_frc as expected_frc
 from .limits import radial_power_spectrum as radial_power_spectrum
 from .phase import projected_phase as projected_phase
+from .phase_object import cube_from_phase as cube_from_phase
 from .pipeline import super_resolve as super_resolve
+from .planning import expected_frc_of_scan as expected_frc_of_scan
+from .planning import plan_acquisition as plan_acquisition
+from .planning import plan_words as plan_words
 from .reference import reconstruct_parallax as reconstruct_parallax
 from .reference import reconstruct_ptychography as reconstruct_ptychography
 from .resample import phase_on_grid as phase_on_grid
@@ -34,11 +42,20 @@ from .resample import resample_like as resample_like
 from .resolution import fourier_ring_correlation as fourier_ring_correlation
 from .resolution import frc_resolution as frc_resolution
 from .resolution import frc_threshold as frc_threshold
+from .resolution_map import local_resolution as local_resolution
 from .simulate import simulate_cube as simulate_cube
+from .single_image import single_image_frc as single_image_frc
 from .slab import phase_power_of_slab as phase_power_of_slab
+from .snr import frc_from_snr as frc_from_snr
+from .snr import full_dose_frc as full_dose_frc
+from .snr import spectral_snr as spectral_snr
 from .specimens import amorphous_atoms as amorphous_atoms
 from .specimens import crystalline_atoms as crystalline_atoms
 from .specimens import semicrystalline_atoms as semicrystalline_atoms
+from .trust import noise_substitution as noise_substitution
+from .trust import prior_share as prior_share
+from .trust import trust_report as trust_report
+from .trust import trust_words as trust_words
 from .views import synthesize_views as synthesize_views
 
 __version__: str

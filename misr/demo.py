@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import xarray as xr
 
+from misr._curves import named_curve
 from misr.dose import apply_dose, split_counts
 from misr.fusion import fuse_linear, plan_fusion, shift_and_add
 from misr.resolution import fourier_ring_correlation, frc_resolution, resolution_words
@@ -164,9 +165,8 @@ def _collect(found: dict[str, xr.DataArray], cube: xr.DataArray) -> xr.Dataset:
     for key, array in found.items():
         name = key.replace(" ", "_")
         if "frequency" in array.dims:
-            coarse = key.startswith("raw view")
-            renamed = array.rename(frequency="frequency_raw", n_independent="n_independent_raw") if coarse else array
-            variables[f"frc_{name}"] = renamed
+            rings = "frequency_raw" if key.startswith("raw view") else "frequency"
+            variables[f"frc_{name}"] = named_curve(array, f"frc_{name}", frequency=rings)
         elif key == "raw view":
             variables[name] = array.rename(y="scan_y", x="scan_x")
         else:

@@ -23,9 +23,10 @@ import xarray as xr
 
 from misr._efficiency import Optics, read_optics, ring_efficiency
 from misr._provenance import append_history
+from misr._rings import half_spectrum, independent_values, make_rings, window_taper
 from misr.aberrations import aberration_attrs, aberrations_of
 from misr.cube import is_periodic
-from misr.resolution import frc_threshold, independent_values, window_taper
+from misr.resolution import frc_threshold
 
 __all__ = ["dose_for_resolution", "expected_frc", "power_array", "radial_power_spectrum"]
 
@@ -77,28 +78,20 @@ def radial_power_spectrum(
     pixel = _image_pixel(image)
     if window == "auto":
         window = None if is_periodic(image) else "hann"
-    shape = image.shape
-    lowest = 1 / min(shape[0] * pixel[0], shape[1] * pixel[1])
-    width = lowest if ring_width is None else float(ring_width)
-    if not width >= lowest * (1 - 1e-9):
-        raise ValueError(f"ring_width={width:g} is below one frequency pixel of this field ({lowest:.4g} 1/Å)")
-    taper = window_taper(shape, window)
+    rings = make_rings(image.shape, pixel, ring_width)
+    taper = window_taper(image.shape, window)
     values = image.values.astype(float)
-    power = np.abs(np.fft.fft2((values - values.mean()) * taper)) ** 2 * (pixel[0] * pixel[1] / np.sum(taper**2))
-    q = np.hypot(np.fft.fftfreq(shape[0], pixel[0])[:, None], np.fft.fftfreq(shape[1], pixel[1])[None, :])
-    # the rings of fourier_ring_correlation
-    ring = np.floor(q / width + 0.5 if ring_width is None else q / width).astype(int) + 1
-    ring[(q == 0) | (q >= 0.5 / max(pixel) * (1 - 1e-9))] = 0
-    total, count, sum_q = (np.bincount(ring.ravel(), weights=what.ravel())[1:] for what in (power, np.ones(shape), q))
-    used = count > 0
+    total = rings.sums(np.abs(half_spectrum((values - values.mean()) * taper)) ** 2)
+    total *= pixel[0] * pixel[1] / np.sum(taper**2)
+    used = rings.used
     attrs = {name: image.attrs[name] for name in _KEPT if name in image.attrs}
     attrs |= aberration_attrs(aberrations_of(image)) if aberrations_of(image) is not None else {}
-    attrs |= {"ring_width": width, "window": str(window), "area_A2": math.prod(shape) * math.prod(pixel)}
-    attrs["history"] = append_history(image.attrs, "radial_power_spectrum", ring_width=width, window=window)
+    attrs |= {"ring_width": rings.width, "window": str(window), "area_A2": image.size * math.prod(pixel)}
+    attrs["history"] = append_history(image.attrs, "radial_power_spectrum", ring_width=rings.width, window=window)
     return power_array(
-        total[used] / count[used],
-        frequency=sum_q[used] / count[used],
-        independent=np.maximum(independent_values(ring, window)[used], 1.0),
+        total[used] / rings.count[used],
+        frequency=rings.frequency[used],
+        independent=np.maximum(independent_values(rings.whole(), window, rings)[used], 1.0),
         attrs=attrs,
     )
 

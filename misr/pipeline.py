@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,17 +13,14 @@ import xarray as xr
 from misr._provenance import append_history, describe_rng
 from misr.aberrations import aberrations_of, with_aberrations
 from misr.calibrate import fit_aberrations
-from misr.cube import is_periodic, validate_cube
+from misr.cube import validate_cube
 from misr.descan import correct_descan, measure_descan
-from misr.dose import split_counts
 from misr.fusion import fuse_linear, plan_fusion
 from misr.fusion.linear import CHI2_SUSPECT, unexplained, whole_counts
 from misr.fusion.stream import computed_views
-from misr.resolution import fourier_ring_correlation, frc_resolution
+from misr.halves import NoElectronsError, half_map_frc
+from misr.resolution import frc_resolution
 from misr.views import synthesize_views
-
-if TYPE_CHECKING:
-    from misr.fusion.plan import FusionPlan
 
 __all__ = ["half_map_frc", "super_resolve"]
 
@@ -80,7 +77,7 @@ def super_resolve(
     xarray.Dataset
         ``phase`` and ``phase_std`` (rad; dims ``("y", "x")``, Å), ``frc`` (dim ``frequency``, 1/Å; half maps) and the
         scalar ``resolution`` (Å, half-bit; its ``attrs["status"]`` says whether the curve crossed). Without whole
-        counts the last two are left out, with a warning, since halves cannot be drawn.
+        counts, or with so few that a half has none, the last two are left out, with a warning.
 
     Raises
     ------
@@ -140,7 +137,11 @@ def super_resolve(
             stacklevel=2,
         )
         return result
-    frc = half_map_frc(views, plan=plan, ring_width=ring_width, rng=rng)
+    try:
+        frc = half_map_frc(views, plan=plan, ring_width=ring_width, rng=rng)
+    except NoElectronsError as error:
+        warnings.warn(f"{error}: no FRC, no resolution", UserWarning, stacklevel=2)
+        return result
     resolution = frc_resolution(frc)
     resolution.attrs["history"] = append_history(frc.attrs, "frc_resolution", threshold="half-bit")
     result.attrs["resolution_A"] = float(resolution)
@@ -155,67 +156,3 @@ def _absorption(fit: Any) -> float:
     angle, stderr = (float(fit.attrs[name]) for name in ("absorption_rad", "absorption_rad_stderr"))
     # not true of NaN either
     return float(np.clip(angle, -_LARGEST_ABSORPTION, _LARGEST_ABSORPTION)) if abs(angle) >= _SURE * stderr else 0.0
-
-
-def half_map_frc(
-    views: xr.DataArray,
-    *,
-    fuse: Any = None,
-    plan: FusionPlan | None = None,
-    upsample: int | str = "auto",
-    ring_width: float | None = None,
-    rng: Any = None,
-    device: str = "auto",
-) -> xr.DataArray:
-    """FRC between images fused from two independent halves of the electrons.
-
-    A view is a sum of pixels, and thinning the sum has the same law as thinning each pixel, so the views are split and
-    not the cube.
-
-    Parameters
-    ----------
-    views : xarray.DataArray
-        Whole counts, dims ``("view", "scan_y", "scan_x")``.
-    fuse : callable, optional
-        From views to a DataArray ``("y", "x")``; the linear fusion by default.
-    plan : FusionPlan, optional
-        From `misr.plan_fusion`, for the default ``fuse``; made from ``views`` when not given, so that both halves share
-        the geometry and the pixels, and nothing else.
-    upsample, device
-        As in `fuse_linear`, used by the default ``fuse`` without a plan.
-    ring_width : float, optional
-        1/Å.
-    rng : None, int or numpy.random.Generator
-        Seed (SPEC 7).
-
-    Returns
-    -------
-    xarray.DataArray
-        See `fourier_ring_correlation`; ``attrs["kind"]`` is "half-map".
-
-    Raises
-    ------
-    ValueError
-        If the counts are not whole numbers.
-
-    Examples
-    --------
-    >>> import numpy as np, misr
-    >>> k = np.arange(16) - 7.5
-    >>> disk = np.hypot(*np.meshgrid(k, k)) < 5
-    >>> cube = misr.cube_from_array(np.broadcast_to(disk * 9, (16, 16, 16, 16)), scan_step_A=2, det_step_mrad=2,
-    ...                             energy_eV=3e5, semiangle_mrad=10, aberrations={"C10": -1000})
-    >>> half_map_frc(misr.synthesize_views(cube), upsample=2, rng=0).attrs["kind"]
-    'half-map'
-    """
-    if fuse is None:
-        held = plan_fusion(views, upsample=upsample, device=device) if plan is None else plan
-
-        def fuse(half: xr.DataArray) -> xr.DataArray:
-            return fuse_linear(half, plan=held)["phase"]
-
-    first, second = (fuse(half) for half in split_counts(views, rng=rng))
-    window = None if is_periodic(views) else "hann"
-    frc = fourier_ring_correlation(first, second, ring_width=ring_width, window=window)
-    frc.attrs["kind"] = "half-map"
-    return frc

@@ -6,23 +6,38 @@ In a notebook load HoloViews once before, with its JavaScript inside the page so
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from misr._plot_calibration import plot_landscape
+from misr._plot_frc import frc_error_band, plot_frc, resolution_text
+from misr._plot_planning import plot_plan
+from misr._plot_resolution import plot_comparison, plot_local_resolution
 from misr._plot_style import BLUE, FONTS, ORANGE, load_holoviews
-from misr.resolution import frc_resolution, frc_threshold, resolution_words
+from misr._plot_trust import plot_prior_share, plot_trust
 
 if TYPE_CHECKING:
     import holoviews as hv
 
-__all__ = ["plot_frc", "plot_image", "plot_landscape", "plot_views", "robust_limits"]
+__all__ = [
+    "frc_error_band",
+    "plot_comparison",
+    "plot_frc",
+    "plot_image",
+    "plot_landscape",
+    "plot_local_resolution",
+    "plot_plan",
+    "plot_prior_share",
+    "plot_trust",
+    "plot_views",
+    "resolution_text",
+    "robust_limits",
+]
 
 _IMAGE_DIMS = (("y", "x"), ("scan_y", "scan_x"))
 _HALF_MAPS, _AGAINST_TRUTH = BLUE, ORANGE
-_TOP_TICKS = (10.0, 5.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5)
 
 
 def plot_image(
@@ -146,110 +161,6 @@ def robust_limits(image: xr.DataArray, *, percentiles: tuple[float, float] = (0.
     return low - span / 2, high + span / 2
 
 
-def plot_frc(
-    frc: xr.DataArray,
-    *,
-    threshold: str | float = "half-bit",
-    truth: xr.DataArray | None = None,
-    truth_threshold: float = 0.5,
-    title: str | None = None,
-    width: int = 380,
-    height: int = 340,
-) -> hv.Overlay:
-    """FRC with its threshold and a mark at the resolution.
-
-    Parameters
-    ----------
-    frc : xarray.DataArray
-        Half-map FRC over ``frequency`` (1/Å), from `misr.fourier_ring_correlation`.
-    threshold : str or float, default "half-bit"
-        For the half maps, see `misr.frc_threshold`.
-    truth : xarray.DataArray, optional
-        FRC against truth, where it is known.
-    truth_threshold : float, default 0.5
-        For the FRC against truth.
-    title : str, optional
-        By default the resolution in words.
-    width, height : int
-        Size of the frame, screen pixels.
-
-    Returns
-    -------
-    holoviews.Overlay
-        Frequency in 1/Å below, the same as a length in Å above. Show it on its own or in a Panel row: in a HoloViews
-        layout (``image + frc``) Bokeh cuts the lower axis of its neighbour by the height of the axis above.
-
-    Raises
-    ------
-    ValueError
-        If a curve is not an FRC.
-
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> frc = xr.DataArray([1.0, 0.9, 0.4, 0.1], dims="frequency", coords={"frequency": [0.1, 0.2, 0.3, 0.4],
-    ...     "n_independent": ("frequency", [50.0, 100.0, 150.0, 200.0])})
-    >>> plot_frc(frc, threshold=0.5).opts.get("plot").kwargs["title"]
-    'half maps: 3.57 Å'
-    """
-    hv = load_holoviews()
-    parts = _frc_parts(hv, frc, threshold, "half maps", _HALF_MAPS)
-    titles = [f"half maps: {resolution_text(frc, threshold=threshold)}"]
-    if truth is not None:
-        parts += _frc_parts(hv, truth, truth_threshold, "against truth", _AGAINST_TRUTH)
-        titles.append(f"truth: {resolution_text(truth, threshold=truth_threshold)}")
-    parts.append(hv.HLine(0).opts(backend="bokeh", color="#bbbbbb", line_width=1))
-    last = max(float(curve["frequency"][-1]) for curve in (frc, truth) if curve is not None)
-    lowest = min(float(curve.min()) for curve in (frc, truth) if curve is not None)
-    return hv.Overlay(parts).opts(
-        backend="bokeh",
-        xlim=(0, last),
-        ylim=(min(-0.15, max(lowest, -1.0) - 0.05), 1.05),
-        xlabel="spatial frequency (1/Å)",
-        ylabel="FRC",
-        title=", ".join(titles) if title is None else title,
-        frame_width=width,
-        frame_height=height,
-        legend_position="top_right",
-        legend_opts={"background_fill_alpha": 0.5, "border_line_alpha": 0, "padding": 2, "spacing": -4},
-        show_grid=True,
-        gridstyle={"grid_line_color": "#eeeeee"},
-        hooks=[_add_length_axis],
-        default_tools=["pan", "wheel_zoom", "save", "reset"],
-        active_tools=[],
-        toolbar="above",
-        autohide_toolbar=True,
-        framewise=True,
-        fontsize=FONTS,
-    )
-
-
-def resolution_text(frc: xr.DataArray, *, threshold: str | float = "half-bit") -> str:
-    """The resolution of an FRC in words: as `misr.resolution.resolution_words` puts it.
-
-    Parameters
-    ----------
-    frc : xarray.DataArray
-        From `misr.fourier_ring_correlation`.
-    threshold : str or float, default "half-bit"
-        See `misr.frc_threshold`.
-
-    Returns
-    -------
-    str
-        Words for a title or a report.
-
-    Examples
-    --------
-    >>> import xarray as xr
-    >>> frc = xr.DataArray([1.0, 0.9], dims="frequency", coords={"frequency": [0.1, 0.2],
-    ...     "n_independent": ("frequency", [50.0, 100.0])})
-    >>> resolution_text(frc), resolution_text(0 * frc)
-    ('≤ 5.00 Å', 'nothing resolved')
-    """
-    return resolution_words(frc_resolution(frc, threshold))
-
-
 def plot_views(views: xr.DataArray, *, view: int | None = None, size: int = 300) -> hv.Layout:
     """One raw view, and where on the bright-field disk it and the others were recorded.
 
@@ -319,53 +230,3 @@ def _frame(x: np.ndarray, y: np.ndarray, size: int) -> tuple[int, int]:
     extent = [float(np.ptp(axis)) * axis.size / (axis.size - 1) for axis in (x, y)]
     longest = max(extent)
     return max(60, round(size * extent[0] / longest)), max(60, round(size * extent[1] / longest))
-
-
-def _frc_parts(hv: Any, frc: xr.DataArray, threshold: str | float, name: str, colour: str) -> list[Any]:
-    resolution = frc_resolution(frc, threshold)  # also says what is wrong with a curve that is not an FRC
-    q = np.asarray(frc["frequency"].values, dtype=float)
-    level = np.broadcast_to(frc_threshold(threshold, frc["n_independent"].values), q.shape)
-    axes = {"kdims": ["frequency"], "vdims": ["FRC"]}
-    words = threshold if isinstance(threshold, str) else f"{threshold:g}"
-    parts = [
-        hv.Curve((q, frc.values), label=name, **axes).opts(backend="bokeh", color=colour, line_width=2.5),
-        hv.Scatter((q, frc.values), **axes).opts(backend="bokeh", color=colour, size=4),
-        hv.Curve((q, level), label=f"{words} threshold", **axes).opts(
-            backend="bokeh", color=colour, line_dash="dashed", line_width=1.5, alpha=0.8
-        ),
-    ]
-    if resolution.attrs["status"] == "crossed":
-        at = 1 / float(resolution)
-        height = float(np.interp(at, q, level))
-        parts += [
-            hv.VLine(at).opts(backend="bokeh", color=colour, line_width=1.5, line_dash="dotted"),
-            hv.Scatter([(at, height)], **axes).opts(
-                backend="bokeh", color="white", line_color=colour, line_width=2.5, size=10
-            ),
-        ]
-    return parts
-
-
-def _add_length_axis(plot: Any, element: Any) -> None:
-    """The same axis as a length in Å, above: 1/frequency, where microscopists look for the resolution."""
-    from bokeh.models import FixedTicker, LinearAxis
-
-    figure = plot.state
-    if any(axis.name == "length" for axis in figure.above):
-        return
-    last = float(figure.x_range.end)
-    lengths, free_from = [], 0.0
-    for length in _TOP_TICKS:
-        # a label needs room: skip those that would touch the one before
-        if free_from <= 1 / length <= last:
-            lengths.append(length)
-            free_from = 1 / length + 0.07 * last
-    figure.add_layout(
-        LinearAxis(
-            name="length",
-            axis_label="length (Å)",
-            ticker=FixedTicker(ticks=[1 / length for length in lengths]),
-            major_label_overrides={1 / length: f"{length:g}" for length in lengths},
-        ),
-        "above",
-    )

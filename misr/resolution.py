@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from misr._crossing import correlation_interval, find_crossing
+from misr._curves import interval_of
+from misr._pairs import check_pair, mask_pair, weighted, window_pair
 from misr._provenance import append_history
+from misr._reflections import ring_width_of_lattice
+from misr._rings import (
+    Rings,
+    Window,
+    half_spectrum,
+    independent_values,
+    likeness,
+    make_rings,
+    window_likeness,
+    window_taper,
+)
 
 __all__ = ["fourier_ring_correlation", "frc_resolution", "frc_threshold", "resolution_words"]
 
@@ -18,11 +34,18 @@ _THRESHOLDS = {
     "1-bit": (0.5, 2.4142, 1.5, 1.4142),
 }
 _CHANCE = 4.0  # a ring counts as correlated only above this many standard deviations of unrelated images, 1/√(2n)
-_SAME_GRID = 1e-3  # of a pixel
+_DIP = 2.5  # standard deviations below the threshold: a ring that holds no signal
+_RISE, _RISES = 3.0, 3  # so many standard deviations above it, in so many rings: signal beyond the dip
 
 
 def fourier_ring_correlation(
-    a: xr.DataArray, b: xr.DataArray, *, ring_width: float | None = None, window: str | None = "hann"
+    a: xr.DataArray,
+    b: xr.DataArray,
+    *,
+    ring_width: float | str | None = None,
+    window: Any = "hann",
+    mask: Any = None,
+    confidence: float = 0.95,
 ) -> xr.DataArray:
     """Fourier ring correlation of two images of the same field, ring by ring and with its sign.
 
@@ -33,25 +56,46 @@ def fourier_ring_correlation(
     ----------
     a, b : xarray.DataArray
         Images with dims ``("y", "x")`` on the same coordinates (Å).
-    ring_width : float, optional
-        Width of a ring, 1/Å; by default one frequency pixel of the field's shorter side. For a crystal make it wider
-        than its reciprocal lattice spacing (0.07 1/Å serves cells of 17-20 Å): between reflections narrow rings
-        hold no signal.
-    window : "hann" or None
-        Taper applied to both images after their mean is taken off; without one, a field that does not wrap round
-        correlates through its own borders.
+    ring_width : float, "auto" or None
+        Width of a ring, 1/Å; None is one frequency pixel of the field's shorter side. Between a crystal's reflections
+        narrow rings hold no signal, so for a crystal it must exceed the reciprocal lattice spacing (0.07 1/Å serves
+        cells of 17-20 Å). "auto" finds reflections in the images and takes 1.3 times their spacing, but one frequency
+        pixel where there are none. What was taken is in ``attrs["ring_width"]``.
+    window : str, tuple, None, or a pair of these
+        Taper against the field's borders: "hann", None, or a window of `scipy.signal.get_window` such as "blackman"
+        or ``("tukey", 0.3)``. Without one, a field that does not wrap round correlates through its own borders. A
+        pair, such as ``("hann", None)``, has one for each image.
+    mask : array, DataArray, None, or a pair of these
+        Weights from 0 to 1 of the pixels, multiplied with the taper; where they are 0 an image may hold NaN. See Notes.
+    confidence : float, default 0.95
+        Of the error bars.
 
     Returns
     -------
     xarray.DataArray
-        Dim ``frequency`` (1/Å, the mean over the ring's pixels), values -1 to 1, with the coordinate ``n_independent``:
-        how many independent complex values a ring holds (half its pixels, fewer under a window). Rings end at the
-        smaller Nyquist frequency.
+        Dim ``frequency`` (1/Å, the mean over the ring's pixels), values -1 to 1. Rings end at the smaller Nyquist
+        frequency. Coordinates: ``n_independent``, how many independent complex values a ring holds (half its pixels,
+        fewer under weights: unrelated images scatter by ``1/sqrt(2 n_independent)``); ``n_additive``, how many it has
+        beyond those it shares with other rings; ``frc_low`` and ``frc_high``, the error bars (Fisher's z).
 
     Raises
     ------
     ValueError
-        For images that are not 2-D, not on the same grid, or not finite, or a ring width below one frequency pixel.
+        For images that are not 2-D, not on the same grid, or not finite, weights that do not fit them, an unknown
+        window, or a ring width below one frequency pixel.
+
+    Notes
+    -----
+    *Masks correlate.* Each image's mean under its weights is taken off before they are applied, but what else the
+    images share, background that varies slowly above all, takes the shape of the mask, and a sharp edge spreads it
+    to all frequencies, the same in both images: a correlation of the mask, not of the specimen. Give masks edges as
+    soft as the field allows (wider than the resolution by far), or look at the curve of noise under the same mask.
+    Different weights for the two images avoid that and lose correlation: what they do not share counts as noise, and
+    equal images under weights w and v reach only ``Σ w v / sqrt(Σ w² Σ v²)``.
+
+    *Error bars* cover both the specimen and the noise being drawn anew; for the same specimen again they are
+    too wide, by √2 where the FRC nears 1. They assume that the values of a ring are alike in strength: for a crystal
+    whose ring holds a few strong reflections they are too narrow.
 
     Examples
     --------
@@ -62,94 +106,64 @@ def fourier_ring_correlation(
     >>> bool(np.allclose(frc, -1)), frc.frequency.attrs["units"]
     (True, '1/Å')
     """
-    pixel = _check_pair(a, b)
-    shape = a.shape
-    lowest = 1 / min(shape[0] * pixel[0], shape[1] * pixel[1])
-    width = lowest if ring_width is None else float(ring_width)
-    if not width >= lowest * (1 - 1e-9):
-        raise ValueError(f"ring_width={width:g} is below one frequency pixel of this field ({lowest:.4g} 1/Å)")
-    taper = window_taper(shape, window)
-    first, second = (np.fft.fft2((image.values - np.mean(image.values)) * taper) for image in (a, b))
-    q = np.hypot(np.fft.fftfreq(shape[0], pixel[0])[:, None], np.fft.fftfreq(shape[1], pixel[1])[None, :])
-    nyquist = 0.5 / max(pixel)
-    ring = np.floor(q / width + 0.5 if ring_width is None else q / width).astype(int) + 1
-    # ring 0 takes what belongs to none: the zero frequency (the mean, taken off above), Nyquist and what lies past it
-    ring[(q == 0) | (q >= nyquist * (1 - 1e-9))] = 0
-    cross, power_a, power_b, count, sum_q = (
-        np.bincount(ring.ravel(), weights=values.ravel())[1:]
-        for values in (
-            (first * second.conj()).real,
-            np.abs(first) ** 2,
-            np.abs(second) ** 2,
-            np.ones(shape),
-            q,
-        )
-    )
-    independent = independent_values(ring, window)
-    used = count > 0
-    scale = np.sqrt(power_a * power_b)[used]
-    values = np.divide(cross[used], scale, out=np.zeros(scale.size), where=scale > 0)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
+    pixel = check_pair(a, b)
+    windows, masks = window_pair(window), mask_pair(mask, a)
+    spectra = []
+    weights = []
+    for image, one_window, one_mask in zip((a, b), windows, masks, strict=True):
+        weight = window_taper(image.shape, one_window)
+        weight = weight if one_mask is None else weight * one_mask
+        spectra.append(half_spectrum(weighted(image.values, weight)))
+        weights.append(weight)
+    given = None if ring_width in (None, "auto") else _width(ring_width)
+    rings = make_rings(a.shape, pixel, given)
+    if ring_width == "auto" and (width := ring_width_of_lattice(spectra[0], spectra[1], rings)) is not None:
+        rings = make_rings(a.shape, pixel, width)
+    alike = _likeness(a.shape, windows, weights if any(one is not None for one in masks) else None)
+    attrs = {"units": "1", "ring_width": rings.width, "window": str(window), "nyquist": rings.nyquist}
+    attrs |= {"long_name": "FRC", "confidence": confidence}
+    options = {"ring_width": ring_width, "window": window}
+    if mask is not None:
+        attrs["mask"] = options["mask"] = "pair" if isinstance(mask, tuple | list) else "shared"
+    attrs["history"] = append_history(a.attrs, "fourier_ring_correlation", **options)
+    return _curve(spectra[0], spectra[1], rings, alike, attrs)
+
+
+def _curve(
+    first: np.ndarray, second: np.ndarray, rings: Rings, alike: np.ndarray | None, attrs: dict[str, Any]
+) -> xr.DataArray:
+    used = rings.used
+    cross = rings.sums(first.real * second.real + first.imag * second.imag)[used]
+    powers = [rings.sums(one.real**2 + one.imag**2)[used] for one in (first, second)]
+    scale = np.sqrt(powers[0]) * np.sqrt(powers[1])
+    values = np.clip(np.divide(cross, scale, out=np.zeros(scale.size), where=scale > 0), -1, 1)
+    n = np.maximum(independent_values(rings.whole(), alike, rings)[used], 1.0)
+    additive = rings.count[used] / 2 / (1.0 if alike is None else alike.sum())
+    low, high = correlation_interval(values, n, attrs["confidence"])
+    bars = {"units": "1", "long_name": f"{attrs['confidence']:.0%} interval"}
     coords = {
-        "frequency": ("frequency", sum_q[used] / count[used], {"units": "1/Å"}),
-        "n_independent": ("frequency", np.maximum(independent[used], 1.0), {"long_name": "independent values"}),
+        "frequency": ("frequency", rings.frequency[used], {"units": "1/Å"}),
+        "n_independent": ("frequency", n, {"long_name": "independent values"}),
+        "n_additive": ("frequency", additive, {"long_name": "independent values not shared with other rings"}),
+        "frc_low": ("frequency", low, bars),
+        "frc_high": ("frequency", high, bars),
     }
-    attrs = {"units": "1", "ring_width": width, "window": str(window), "nyquist": nyquist, "long_name": "FRC"}
-    attrs["history"] = append_history(a.attrs, "fourier_ring_correlation", ring_width=width, window=window)
     return xr.DataArray(values, dims="frequency", coords=coords, name="frc", attrs=attrs)
 
 
-def _check_pair(a: xr.DataArray, b: xr.DataArray) -> tuple[float, float]:
-    for image in (a, b):
-        if not isinstance(image, xr.DataArray) or image.dims != ("y", "x"):
-            raise ValueError(
-                f"expected images with dims ('y', 'x'), got {getattr(image, 'dims', type(image).__name__)}"
-            )
-        if min(image.shape) < 8:
-            raise ValueError(f"image shape {image.shape} is too small for rings: at least 8 × 8 pixels")
-        if not np.all(np.isfinite(image.values)):
-            raise ValueError("an image holds NaN or infinite values: crop or fill them first")
-    if a.shape != b.shape:
-        raise ValueError(f"image shapes differ, {a.shape} and {b.shape}: resample one on the other's grid first")
-    pixel = []
-    for dim in ("y", "x"):
-        here, there = a[dim].values.astype(float), b[dim].values.astype(float)
-        step = float(here[-1] - here[0]) / (here.size - 1)
-        if np.max(np.abs(here - there)) > _SAME_GRID * step:
-            raise ValueError(
-                f"coordinate {dim!r} of the images differs by up to {np.max(np.abs(here - there)):.3g} Å: resample one "
-                "on the other's grid first"
-            )
-        pixel.append(step)
-    return pixel[0], pixel[1]
+def _likeness(shape: tuple[int, ...], windows: tuple[Window, Window], weights: list[np.ndarray] | None) -> Any:
+    """None without any weights: neighbouring frequencies are independent."""
+    if weights is not None:
+        return likeness(weights[0], weights[1])
+    return None if windows == (None, None) else window_likeness(shape, *windows)
 
 
-def window_taper(shape: tuple[int, ...], window: str | None) -> np.ndarray:
-    """Taper against a field's borders: all ones, or a Hann window."""
-    if window is None:
-        return np.ones(shape)
-    if window != "hann":
-        raise ValueError(f"window={window!r} must be 'hann' or None")
-    one_dim = [0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(n) + 0.5) / n) for n in shape]
-    return np.outer(one_dim[0], one_dim[1])
-
-
-def independent_values(ring: np.ndarray, window: str | None) -> np.ndarray:
-    """Independent complex values per ring (1, 2, …): half its pixels, fewer where a window makes neighbours alike.
-
-    Under a window w, white noise at frequency pixels δ apart correlates as the Fourier transform C of w² does, and a
-    sum over m of them varies as over ``m² / Σ |C(δ)|²``, the sum running over all pairs in the ring.
-    """
-    count = np.bincount(ring.ravel())
-    pairs = count.astype(float)
-    if window is not None:
-        # Hann: w² = 3/8 - cos/2 + cos(2·)/8, so |C|² is 1, 4/9, 1/36 at 0, 1, 2 pixels along each axis
-        likeness = {-2: 1 / 36, -1: 4 / 9, 0: 1.0, 1: 4 / 9, 2: 1 / 36}
-        pairs = np.zeros(count.size)
-        for step_y, alike_y in likeness.items():
-            for step_x, alike_x in likeness.items():
-                same = ring == np.roll(ring, (step_y, step_x), axis=(0, 1))
-                pairs += alike_y * alike_x * np.bincount(ring.ravel(), weights=same.ravel(), minlength=count.size)
-    return (count.astype(float) ** 2 / np.maximum(pairs, 1e-12))[1:] / 2
+def _width(ring_width: Any) -> float:
+    if isinstance(ring_width, str):
+        raise ValueError(f"ring_width={ring_width!r} must be a width in 1/Å, 'auto' or None")
+    return float(ring_width)
 
 
 def frc_threshold(kind: str | float, n: Any) -> Any:
@@ -157,35 +171,51 @@ def frc_threshold(kind: str | float, n: Any) -> Any:
 
     Parameters
     ----------
-    kind : "half-bit", "1-bit" or float
+    kind : "half-bit", "1-bit", "2-sigma", "3-sigma" (any number) or float
         Half-bit ``(0.2071 + 1.9102/√n) / (1.2071 + 0.9102/√n)`` and 1-bit
         ``(0.5 + 2.4142/√n) / (1.5 + 1.4142/√n)`` are the FRC of half maps that hold ½ and 1 bit per value (van Heel &
-        Schatz 2005); a number is that number everywhere. Against truth use 0.5, for half maps 0.143 says the same
-        (both mean a spectral SNR of ⅓ at the full dose).
+        Schatz 2005, J. Struct. Biol. 151, 250). kσ is ``k/√n``, with which half maps are significantly alike
+        (Saxton & Baumeister 1982, J. Microsc. 127, 127). A number is that number everywhere: against truth use 0.5,
+        for half maps 0.143 says the same (both mean a spectral SNR of ⅓ at the full dose).
     n : array or float
-        Independent values per ring.
+        Independent complex values per ring, ``frc.n_independent``.
 
     Returns
     -------
     array
-        Threshold, the shape of ``n``.
+        Threshold, the shape of ``n``; kσ may exceed 1 in small rings, which can then say nothing.
 
     Raises
     ------
     ValueError
         For an unknown kind, a number outside 0 to 1, or rings without values.
 
+    Notes
+    -----
+    The literature writes kσ as ``k/√(N/2)`` of all N pixels of a ring, of which a real image's second half repeats
+    the first: n = N/2 of them are independent, and ``n_independent`` is that, less what weights make alike. The
+    convention is stricter than its name: the FRC of unrelated images, a sum over 2n real values, scatters by
+    ``1/√(2n)``, so kσ lies k√2 of its standard deviations above nothing. py4DSTEM's curve ``2/√(N/2)`` named half-bit
+    is 2σ.
+
     Examples
     --------
     >>> round(float(frc_threshold("half-bit", 112)), 4), round(float(frc_threshold("1-bit", 112)), 4)
     (0.2997, 0.4457)
+    >>> float(frc_threshold("3-sigma", 100))
+    0.3
     """
     n = np.asarray(n, dtype=float)
     if np.any(n <= 0):
         raise ValueError(f"n={n.min():g} independent values: expected positive numbers")
     if isinstance(kind, str):
+        if sigmas := re.fullmatch(r"(\d+(?:\.\d+)?)-sigma", kind):
+            return float(sigmas[1]) * n**-0.5
         if kind not in _THRESHOLDS:
-            raise ValueError(f"threshold {kind!r} must be one of {sorted(_THRESHOLDS)} or a number such as 0.5")
+            raise ValueError(
+                f"threshold {kind!r} must be one of {sorted(_THRESHOLDS)}, '3-sigma' (or another number), or a number "
+                "such as 0.5"
+            )
         top, top_noise, bottom, bottom_noise = _THRESHOLDS[kind]
         root = n**-0.5
         return (top + top_noise * root) / (bottom + bottom_noise * root)
@@ -195,11 +225,13 @@ def frc_threshold(kind: str | float, n: Any) -> Any:
 
 
 def frc_resolution(frc: xr.DataArray, threshold: str | float = "half-bit") -> xr.DataArray:
-    """Resolution at the FRC's first fall below a threshold.
+    """Resolution at which the FRC falls below a threshold: beyond the last ring that can be relied on.
 
     Phase contrast carries almost nothing at the lowest frequencies, so leading rings below the threshold are skipped:
-    the search starts at the first ring that lies above it and above chance (4/√(2n)), and ends at the first later ring
-    below it; in between, the crossing is interpolated linearly.
+    the search starts at the first ring that lies above it and above chance (4/√(2n)). From there on the crossing is
+    that of the best falling curve (isotonic regression), which is one of the data's own falls; between its two rings
+    it is interpolated linearly. A noisy ring does not end the search, as it does for the first fall of all, and a
+    lucky one beyond does not prolong it.
 
     Parameters
     ----------
@@ -212,12 +244,30 @@ def frc_resolution(frc: xr.DataArray, threshold: str | float = "half-bit") -> xr
     -------
     xarray.DataArray
         A scalar in Å with ``attrs["status"]``: "crossed"; "sampling-limited" when the curve never falls below, the
-        value being then that of the last ring; "unresolved" (value ``inf``) when no ring lies above.
+        value being then that of the last ring; "unresolved" (value ``inf``) when no ring lies above. Its 95 % interval
+        is in ``attrs["low_A"]`` and ``attrs["high_A"]`` (0 and ``inf`` where nothing bounds it), and the first fall of
+        all in ``attrs["first_fall_A"]``.
 
     Raises
     ------
     ValueError
-        If the curve has no ``frequency`` and ``n_independent``, or for an unknown threshold.
+        If the curve has no ``frequency`` and ``n_independent``, is not finite, or for an unknown threshold.
+
+    Warns
+    -----
+    UserWarning
+        If rings hold no signal although several beyond do, as those between a crystal's reflections: says which
+        ``ring_width`` spans them.
+
+    Notes
+    -----
+    Measured on half maps of known, Gaussian power (15 cases of 64 to 256 pixels, with and without a window, three
+    thresholds, 400 seeds each): the resolution is biased by less than 1.4 %, by less than 0.8 % from 128 pixels
+    on with rings of one pixel; the first fall of all is 1 to 6 % too pessimistic. The interval holds the truth in 92
+    to 98 % of the seeds, in 99 % with a window and wide rings or a steep fall.
+
+    The interval is the likelihood ratio's for the crossing of a falling curve (Banerjee & Wellner 2001, Ann. Stat.
+    29, 1699).
 
     Examples
     --------
@@ -231,26 +281,54 @@ def frc_resolution(frc: xr.DataArray, threshold: str | float = "half-bit") -> xr
     missing = [name for name in ("frequency", "n_independent") if name not in getattr(frc, "coords", {})]
     if missing:
         raise ValueError(f"the FRC curve lacks {missing}: make it with misr.fourier_ring_correlation")
-    q, n = frc["frequency"].values, frc["n_independent"].values
+    if not np.all(np.isfinite(frc.values)):
+        raise ValueError("the FRC curve holds NaN or infinite values")
+    q, values, n = frc["frequency"].values, frc.values.astype(float), frc["n_independent"].values
     level = np.asarray(frc_threshold(threshold, n), dtype=float)
-    value, status = _first_fall(q, frc.values - level, frc.values > np.maximum(level, _CHANCE / np.sqrt(2 * n)))
-    attrs = {"units": "Å", "status": status, "threshold": str(threshold)}
+    weights = frc["n_additive"].values if "n_additive" in frc.coords else n
+    attrs: dict[str, Any] = {"units": "Å", "threshold": str(threshold)}
     if "ring_width" in frc.attrs:
         attrs["ring_width"] = frc.attrs["ring_width"]
-    return xr.DataArray(value, name="resolution", attrs=attrs)
-
-
-def _first_fall(q: np.ndarray, above: np.ndarray, resolved: np.ndarray) -> tuple[float, str]:
-    if not resolved.any():
-        return math.inf, "unresolved"
+    resolved = values > np.maximum(level, _CHANCE / np.sqrt(2 * n))
     start = int(np.argmax(resolved))
-    fallen = np.flatnonzero(above[start:] < 0)
-    if fallen.size == 0:
-        return 1 / float(q[-1]), "sampling-limited"
-    after = start + int(fallen[0])
-    before = after - 1
-    share = above[before] / (above[before] - above[after])
-    return 1 / float(q[before] + share * (q[after] - q[before])), "crossed"
+    found = find_crossing(q[start:], values[start:], level[start:], weights[start:])
+    attrs |= {"low_A": _length(found.high), "high_A": _length(found.low), "first_fall_A": math.inf}
+    if not resolved.any():
+        return xr.DataArray(math.inf, name="resolution", attrs=attrs | {"status": "unresolved", "high_A": math.inf})
+    if interval_of(frc):
+        _warn_of_dips(q[start:], values[start:], level[start:], n[start:], float(attrs.get("ring_width", 0)))
+    below = np.flatnonzero(values[start:] < level[start:])
+    attrs["first_fall_A"] = 1 / _between(q, values - level, start + int(below[0]) - 1) if below.size else 0.0
+    attrs["status"] = "crossed" if start + found.after < q.size - 1 else "sampling-limited"
+    return xr.DataArray(1 / found.at, name="resolution", attrs=attrs)
+
+
+def _length(frequency: float) -> float:
+    return math.inf if frequency <= 0 else 1 / frequency
+
+
+def _between(q: np.ndarray, above: np.ndarray, ring: int) -> float:
+    share = above[ring] / (above[ring] - above[ring + 1])
+    return float(q[ring] + share * (q[ring + 1] - q[ring]))
+
+
+def _warn_of_dips(q: np.ndarray, values: np.ndarray, level: np.ndarray, n: np.ndarray, width: float) -> None:
+    """Narrow rings at extinctions: clearly below the threshold, with several clearly above it beyond."""
+    largest = 1 - 1e-9
+    distance = np.arctanh(np.clip(values, -largest, largest)) - np.arctanh(np.minimum(level, largest))
+    distance *= np.sqrt(np.maximum(2 * n - 1.5, 0.5))
+    dips, signal = np.flatnonzero(distance < -_DIP), np.flatnonzero(distance > _RISE)
+    if not dips.size or np.count_nonzero(signal > dips[0]) < _RISES:
+        return
+    wanted = 1.2 * max(float(np.max(np.diff(q[np.concatenate([[0], signal])]))), width)
+    warnings.warn(
+        f"the FRC falls below its threshold at {q[dips[0]]:.3g} 1/Å and rises above it again beyond. If these are the "
+        f"gaps between a crystal's reflections, they say nothing about resolution: use rings that span them, "
+        f"fourier_ring_correlation(…, ring_width='auto') or {math.ceil(wanted * 1000) / 1000:g}. If they are zeros of "
+        "the contrast transfer, the image holds nothing there whatever the resolution",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def resolution_words(resolution: xr.DataArray) -> str:

@@ -32,6 +32,16 @@ def test_halves_sum_to_the_whole(counts, seed):
     assert first.dtype == second.dtype == counts.dtype
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_both_halves_are_of_one_type(dtype, lazy):
+    cube = labelled(np.full(SHAPE, 40).astype(dtype))
+    first, second = misr.split_counts(cube.chunk(scan_y=2) if lazy else cube, rng=0)
+    assert first.dtype == second.dtype == first.compute().dtype == second.compute().dtype
+    assert first.dtype == (np.uint8 if dtype == np.uint8 else np.uint32)
+    np.testing.assert_array_equal(first + second, 40)
+
+
 @given(counts_arrays, st.floats(0, 1), seeds)
 def test_thinning_only_removes(counts, fraction, seed):
     thinned = misr.thin_counts(labelled(counts), fraction, rng=seed).values

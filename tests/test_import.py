@@ -16,6 +16,7 @@ PACKAGE = Path(misr.__file__).parent
 HEAVY = ("torch", "panel", "holoviews", "bokeh", "py4DSTEM", "abtem", "ase", "rsciio", "matplotlib", "skimage")
 # torch is at the top only of modules that nothing imports before it is needed
 _TORCH_FUSION = (
+    "half_images",
     "kernels",
     "labels",
     "local_prior",

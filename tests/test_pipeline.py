@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import xarray as xr
 from phase_object import at_dose
 
 import misr
+import misr.halves
 from misr.pipeline import half_map_frc
 
 
@@ -192,6 +195,26 @@ def test_hardly_any_electrons_resolve_nothing_but_do_not_fail(make_scan, dose):
     assert result.resolution.attrs["status"] == "unresolved"
     assert bool(np.isfinite(result.phase).all())
     assert result.attrs["chi2"] == pytest.approx(1, abs=0.05)
+
+
+def test_an_empty_half_leaves_the_image(make_scan):
+    expected, _ = make_scan("atoms", pixels=64, det_bin=3)
+    cube = xr.zeros_like(expected).astype(np.uint16).assign_attrs(expected.attrs)
+    cube[...] = misr.apply_dose(expected, 100, rng=0)
+    bright = misr.synthesize_views(cube)
+    lonely = xr.zeros_like(bright)
+    lonely[3, 2, 2] = 1
+    with (
+        mock.patch("misr.pipeline.computed_views", return_value=lonely),
+        pytest.warns(UserWarning, match="half of the electrons is empty.*no FRC, no resolution"),
+    ):
+        result = misr.super_resolve(cube, rng=0, upsample=2)
+    assert bool(np.isfinite(result.phase).all())
+    assert not {"frc", "resolution"} & set(result.data_vars)
+
+
+def test_half_map_frc_is_where_it_was():
+    assert half_map_frc is misr.halves.half_map_frc
 
 
 def test_expected_counts_are_answered(make_scan):

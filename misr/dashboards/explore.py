@@ -171,8 +171,9 @@ def _controls_and_figures(state: ExploreState) -> tuple[list[Any], list[Any]]:
         if result is not None:
             image.object = plot_image(result.image, title=state.method, size=_IMAGE_SIZE)
         if result is not None and result.frc is not None:
-            size = {"width": _IMAGE_SIZE + 5, "height": _IMAGE_SIZE}
-            frc.object = plot_frc(result.frc, truth=result.frc_truth, title="Fourier ring correlation", **size)
+            title = "Fourier ring correlation"
+            width, height = _IMAGE_SIZE + 5, _IMAGE_SIZE
+            frc.object = plot_frc(result.frc, truth=result.frc_truth, title=title, width=width, height=height)
 
     draw()
     state.param.watch(draw, "result")

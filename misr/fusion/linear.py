@@ -18,7 +18,7 @@ from misr.fusion.summed import shift_and_add
 if TYPE_CHECKING:
     from misr.fusion.plan import FusionPlan
 
-__all__ = ["fuse_linear", "plan_fusion", "whole_counts"]
+__all__ = ["fuse_linear", "joint_solve", "plan_fusion", "whole_counts"]
 
 _UNSEEN = 1e-4  # of the strongest power
 CHI2_SUSPECT = 1.2  # counting statistics give 1 within a few thousandths for the numbers of views and positions in use
@@ -143,7 +143,7 @@ def fuse_linear(
         _, statistic = measure(views, plan=plan)
     if method == "obf":
         return _optimum_bright_field(views, plan, statistic, upsample=upsample)
-    fused = _joint_solve(views, plan, statistic, upsample=upsample, prior=prior)
+    fused = joint_solve(views, plan, statistic, upsample=upsample, prior=prior)
     if fresh and fused.attrs["chi2"] > CHI2_SUSPECT:
         warnings.warn(unexplained(fused.attrs["chi2"]), UserWarning, stacklevel=2)
     return fused
@@ -227,7 +227,7 @@ def _check_choices(method: str, prior: str, upsample: int | str) -> None:
     check_upsample(upsample)
 
 
-def _joint_solve(
+def joint_solve(
     views: xr.DataArray, plan: FusionPlan, statistic: Any, *, upsample: int | str, prior: str
 ) -> xr.Dataset:
     from misr.fusion.labels import labelled_channel
