@@ -51,7 +51,7 @@ def find_crossing(q: np.ndarray, values: np.ndarray, level: np.ndarray, n: np.nd
     ``after`` = -1 says below from the start, the last index that it never falls; ``low`` is then 0 or ``high``
     infinite if nothing bounds them.
     """
-    excess = np.arctanh(np.clip(values, -_LARGEST, _LARGEST)) - np.arctanh(level)
+    excess = np.arctanh(np.clip(values, -_LARGEST, _LARGEST)) - np.arctanh(np.clip(level, -_LARGEST, _LARGEST))
     weights = 2 * np.asarray(n, dtype=float)
     best = int(np.argmax(np.concatenate([[0.0], np.cumsum(weights * excess)]))) - 1
     free = _misfit(excess, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from misr._rings import Window
 __all__ = ["check_pair", "mask_pair", "weighted", "window_pair"]
 
 _SAME_GRID = 1e-3  # of a pixel
+_UNEVEN = 1e-2  # of a step
+_ANGSTROM = ("Å", "\u212b", "A", "Angstrom", "angstrom", "Angstroms")
 
 
 def weighted(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -25,7 +28,7 @@ def weighted(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def window_pair(window: Any) -> tuple[Window, Window]:
     """Two windows; a name with a number is one of them."""
-    if isinstance(window, tuple | list) and len(window) == 2 and not isinstance(window[1], int | float):
+    if isinstance(window, tuple | list) and len(window) == 2 and not isinstance(window[1], numbers.Real):
         return window[0], window[1]
     return window, window
 
@@ -64,9 +67,28 @@ def check_pair(a: xr.DataArray, b: xr.DataArray) -> tuple[float, float]:
             )
         if min(image.shape) < 8:
             raise ValueError(f"image shape {image.shape} is too small for rings: at least 8 × 8 pixels")
+        if image.dtype.kind == "c":
+            raise ValueError("an image holds complex values: take its phase or its real part first")
+        _check_axes(image)
     if a.shape != b.shape:
         raise ValueError(f"image shapes differ, {a.shape} and {b.shape}: resample one on the other's grid first")
     return _check_grid(a, b)
+
+
+def _check_axes(image: xr.DataArray) -> None:
+    """Positions in Å at a uniform step; pixels without positions would pass for ones of 1 Å."""
+    for dim in ("y", "x"):
+        if dim not in image.coords:
+            raise ValueError(
+                f"an image has no coordinate {dim!r}: give positions in Å, e.g. misr.cube.image_from_array(values, "
+                "pixel_A=(0.5, 0.5))"
+            )
+        units = image[dim].attrs.get("units", "Å")
+        if units not in _ANGSTROM:
+            raise ValueError(f"coordinate {dim!r} is in {units}: expected Å")
+        steps = np.diff(image[dim].values.astype(float))
+        if not (np.all(np.isfinite(steps)) and abs(steps.mean()) > 0) or np.ptp(steps) > _UNEVEN * abs(steps.mean()):
+            raise ValueError(f"coordinate {dim!r} is not uniform: resample the image on even steps first")
 
 
 def _check_grid(a: xr.DataArray, b: xr.DataArray) -> tuple[float, float]:
@@ -75,7 +97,7 @@ def _check_grid(a: xr.DataArray, b: xr.DataArray) -> tuple[float, float]:
     pixel = []
     for dim in ("y", "x"):
         here, there = a[dim].values.astype(float), b[dim].values.astype(float)
-        step = float(here[-1] - here[0]) / (here.size - 1)
+        step = abs(float(here[-1] - here[0])) / (here.size - 1)
         if np.max(np.abs(here - there)) > _SAME_GRID * step:
             raise ValueError(
                 f"coordinate {dim!r} of the images differs by up to {np.max(np.abs(here - there)):.3g} Å: resample one "

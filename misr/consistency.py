@@ -12,6 +12,7 @@ from misr._provenance import append_history, describe_rng
 from misr.bright_field import bright_field_disk
 from misr.cube import image_from_array, is_lazy, scan_step, validate_cube
 from misr.dose import split_counts
+from misr.fusion.stream import lost_positions
 from misr.phase_object import PhaseObject, predicted_patterns
 
 __all__ = ["count_consistency", "held_out_consistency"]
@@ -46,8 +47,8 @@ def count_consistency(
     phase : xarray.DataArray
         Image in rad, dims ``("y", "x")``, Å on the scan's own origin.
     cube : xarray.DataArray
-        Recorded counts, NumPy or dask, with aberrations and rotation in the attrs (descan taken out). Read once by
-        blocks of scan rows.
+        Recorded counts, NumPy or dask, with aberrations and rotation in the attrs (descan taken out). Read by
+        blocks of scan rows, three times.
     linear : xarray.DataArray, optional
         Another image, such as the linear fusion of the same cube, to compare with.
     pixels : "bright_field" or "all"
@@ -74,8 +75,8 @@ def count_consistency(
         image shows more than the electrons bear out (noise, sharpening, invention), more when less (smoothing), about 0
         for an unrelated image, NaN for one without contrast. With ``linear`` also ``gain_over_linear`` and
         ``gain_over_linear_stderr``. Where the model fails: ``chi2_map`` (``("y", "x")``, Å, scan
-        positions) and ``chi2_detector`` (``("det_y", "det_x")``, mrad; NaN where nothing was compared).
-        Standard errors are those of counting, the image taken as given.
+        positions; NaN where their electrons were lost) and ``chi2_detector`` (``("det_y", "det_x")``, mrad; NaN where
+        nothing was compared). Standard errors are those of counting, the image taken as given.
 
     Raises
     ------
@@ -209,12 +210,17 @@ class _Totals:
 
 
 class _Predicted:
-    """Recorded counts beside predicted shares of the electrons, by blocks of scan rows, as often as asked for."""
+    """Recorded counts beside predicted shares of the electrons, by blocks of scan rows, as often as asked for.
+
+    Scan positions whose electrons are lost (blanked beam, missing frames) are left out, as the fusion leaves them out.
+    """
 
     def __init__(self, region: xr.DataArray, mask: np.ndarray, models: list[PhaseObject]) -> None:
         self.region, self.mask, self.models = region, mask, models
         vacuum = models[0].vacuum[mask]
         self.vacuum = np.maximum(vacuum, _NOTHING)
+        self.lost = lost_positions(np.asarray(region.sum(("det_y", "det_x")).values, dtype=float))
+        self.positions = int((~self.lost).sum())
         self._held: dict[int, np.ndarray] = {}
         self._keep = 4 * region.size // mask.size * mask.sum() * len(models) <= _HELD_BYTES
 
@@ -223,7 +229,9 @@ class _Predicted:
         for rows in self._rows():
             block = self.region.isel(scan_y=rows).data
             counts = np.asarray(block.compute() if is_lazy(self.region) else block)
-            yield rows, counts[..., self.mask].reshape(-1, self.mask.sum()).astype(float), self._predict(rows)
+            kept = ~self.lost[rows].ravel()
+            flat = counts[..., self.mask].reshape(-1, self.mask.sum()).astype(float)
+            yield rows, flat[kept], self._predict(rows)[:, kept]
 
     def totals(self) -> _Totals:
         """Over the whole scan."""
@@ -255,7 +263,8 @@ class _Found:
     """What the comparison adds up, of the first model; and the first against the second."""
 
     def __init__(self, n_y: int, n_x: int, n_pixels: int) -> None:
-        self.chi2_map = np.zeros((n_y, n_x))
+        self.chi2_map = np.full((n_y, n_x), np.nan)
+        self.positions = 0
         self.chi2_pixel = np.zeros(n_pixels)
         self.variance = self.deviance = self.deviance_expected = 0.0
         self.gain = self.gain_variance = self.gain_linear = self.gain_linear_variance = 0.0
@@ -268,10 +277,11 @@ class _Found:
 def _compare(recorded: _Predicted, totals: _Totals, *, per_pixel: bool) -> _Found:
     n_y, n_x = recorded.region.shape[:2]
     lit = totals.counts > 0  # a pixel that never counted says nothing once it is scaled to that
-    factors, flat = _scaled(recorded, totals, n_y * n_x, per_pixel=per_pixel)
+    factors, flat = _scaled(recorded, totals, recorded.positions, per_pixel=per_pixel)
     used = lit if per_pixel else np.ones_like(lit)
     found = _Found(n_y, n_x, used.size)
-    found.data, found.fitted = int(used.sum()) * n_y * n_x, int(used.sum()) if per_pixel else 1
+    found.positions = recorded.positions
+    found.data, found.fitted = int(used.sum()) * recorded.positions, int(used.sum()) if per_pixel else 1
     found.electrons, found.has_linear = float(totals.counts.sum()), len(recorded.models) > 1
     expected_deviance = _deviance_table()
     for rows, counts, shares in recorded.blocks():
@@ -279,7 +289,7 @@ def _compare(recorded: _Predicted, totals: _Totals, *, per_pixel: bool) -> _Foun
         models = np.maximum(shares[:, :, used] * factors[:, None, used], _DARKEST * vacuum)
         m = models[0]
         chi2 = (n - m) ** 2 / m
-        found.chi2_map[rows] = chi2.sum(axis=1).reshape(-1, n_x)
+        found.chi2_map[rows][~recorded.lost[rows]] = chi2.sum(axis=1)
         found.chi2_pixel[used] += chi2.sum(axis=0)
         found.variance += float((2 + 1 / m).sum())
         ratio = np.log(m / vacuum)
@@ -338,7 +348,7 @@ def _labelled(
     if found.has_linear:
         scalars["gain_over_linear"] = (found.gain_linear / e, "nats/electron")
         scalars["gain_over_linear_stderr"] = (np.sqrt(found.gain_linear_variance) / e, "nats/electron")
-    positions = found.chi2_map.size
+    positions = found.positions
     pattern = np.full(mask.shape, np.nan)
     pattern[mask] = np.where(found.chi2_pixel > 0, found.chi2_pixel / (n / (found.data / positions)), np.nan)
     detector = xr.DataArray(pattern, dims=("det_y", "det_x"), coords={d: region[d] for d in ("det_y", "det_x")})

@@ -198,9 +198,14 @@ def _rest(cube: xr.DataArray, first: xr.DataArray) -> xr.DataArray:
 
 
 def _labelled_half(half: xr.DataArray, cube: xr.DataArray, number: int, rng: Any) -> xr.DataArray:
-    half.attrs = _scaled_dose(cube, 0.5)
-    half.attrs["history"] = append_history(cube.attrs, "split_counts", half=number, rng=describe_rng(rng))
+    half.attrs = half_attrs(cube, number, rng)
     return half
+
+
+def half_attrs(cube: xr.DataArray, number: int, rng: Any) -> dict[str, Any]:
+    """Attrs of one half of the electrons of a cube or of views: half the dose, and the split in the history."""
+    history = append_history(cube.attrs, "split_counts", half=number, rng=describe_rng(rng))
+    return _scaled_dose(cube, 0.5) | {"history": history}
 
 
 def row_streams(number: int, rng: Any) -> Sequence[np.random.Generator]:

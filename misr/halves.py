@@ -71,7 +71,7 @@ def half_maps(
     ring_width : float or "auto", optional
         1/Å, see `misr.fourier_ring_correlation`.
     window : "auto", "hann" or None
-        Taper of the images; "auto": none for a scan that wraps round, else "hann".
+        Taper of the images; "auto": none for images that wrap round (``attrs["period_A"]``), else "hann".
 
     Returns
     -------
@@ -113,7 +113,7 @@ def half_maps(
         first, second = _images(shared, run, rng, separate=separate)
     note = {"pipeline": _name(pipeline), "calibration": calibration, "rng": describe_rng(rng)}
     history = append_history(cube.attrs, "half_maps", **note, ring_width=ring_width, window=window)
-    frc = _correlated(first, second, ring_width=ring_width, window=window, periodic=is_periodic(cube))
+    frc = _correlated(first, second, ring_width=ring_width, window=window)
     frc.attrs |= {"calibration": calibration, "history": history}
     resolution = frc_resolution(frc)
     resolution.attrs["history"] = append_history(frc.attrs, "frc_resolution", threshold="half-bit")
@@ -179,7 +179,7 @@ def half_map_frc(
         first, second = _fused_halves(views, plan, rng, upsample=upsample, device=device)
     else:
         first, second = _images(views, fuse, rng)
-    return _correlated(first, second, ring_width=ring_width, window="auto", periodic=is_periodic(views))
+    return _correlated(first, second, ring_width=ring_width, window="auto")
 
 
 def _name(pipeline: Pipeline | None) -> str:
@@ -276,9 +276,9 @@ def _check_grids(first: xr.DataArray, second: xr.DataArray) -> None:
             raise ValueError(f"{what}, {dim} up to {away:.3g} Å apart: {wish}")
 
 
-def _correlated(
-    first: xr.DataArray, second: xr.DataArray, *, ring_width: Any, window: str | None, periodic: bool
-) -> xr.DataArray:
+def _correlated(first: xr.DataArray, second: xr.DataArray, *, ring_width: Any, window: str | None) -> xr.DataArray:
+    # a pipeline may crop what wraps round
+    periodic = is_periodic(first) and is_periodic(second)
     taper = (None if periodic else "hann") if window == "auto" else window
     frc = fourier_ring_correlation(first, second, ring_width=ring_width, window=taper)
     frc.attrs["kind"] = "half-map"

@@ -29,7 +29,7 @@ __all__ = ["PhaseObject", "cube_from_phase", "predicted_patterns"]
 
 _TAILS = 6.0  # of the probe beyond its geometric edge, in λ/α
 _QUADRATURE_ERROR = 3e-3  # of the contrast at the band limit
-_MOST_NODES = 8
+_MOST_NODES = 24
 _SUBPIXELS = 32  # along each edge of a detector pixel, for the disk's edge
 _BATCH_BYTES = 96 << 20
 _ALIKE = 1e-6  # of a pixel: probes on the same place between pixels are the same
@@ -325,11 +325,15 @@ def _geometric_reach(cutoff: float, optics: dict[str, Any]) -> float:
 def _quadrature(z: float) -> tuple[np.ndarray, np.ndarray]:
     """Fewest Gauss-Legendre points on -1 to 1 that integrate ``exp(i z x)``, well enough."""
     for n in range(1, _MOST_NODES + 1):
-        error = 2 ** (2 * n) * math.factorial(n) ** 4 / ((2 * n + 1) * math.factorial(2 * n) ** 3) * z ** (2 * n)
-        if error < _QUADRATURE_ERROR:
-            break
-    points, weights = np.polynomial.legendre.leggauss(n)
-    return points, weights / 2
+        log_error = 2 * n * math.log(2 * max(z, 1e-9)) + 4 * math.lgamma(n + 1)
+        log_error -= math.log(2 * n + 1) + 3 * math.lgamma(2 * n + 1)
+        if log_error < math.log(_QUADRATURE_ERROR):
+            points, weights = np.polynomial.legendre.leggauss(n)
+            return points, weights / 2
+    raise ValueError(
+        f"the pattern changes by {z:.0f} rad across one detector pixel, too fast for it to be predicted: less defocus "
+        "or finer detector pixels are needed"
+    )
 
 
 def _pixel(image: xr.DataArray) -> tuple[float, float]:

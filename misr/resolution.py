@@ -292,7 +292,7 @@ def frc_resolution(frc: xr.DataArray, threshold: str | float = "half-bit") -> xr
     resolved = values > np.maximum(level, _CHANCE / np.sqrt(2 * n))
     start = int(np.argmax(resolved))
     found = find_crossing(q[start:], values[start:], level[start:], weights[start:])
-    attrs |= {"low_A": _length(found.high), "high_A": _length(found.low), "first_fall_A": math.inf}
+    attrs |= {"low_A": _length(found.high), "high_A": _length(min(found.low, float(q[-1]))), "first_fall_A": math.inf}
     if not resolved.any():
         return xr.DataArray(math.inf, name="resolution", attrs=attrs | {"status": "unresolved", "high_A": math.inf})
     if interval_of(frc):

@@ -52,7 +52,7 @@ def single_image_frc(counts: xr.DataArray, *, rng: Any = None, **options: Any) -
     *Where it is valid*: every electron counted once, in one pixel, independently of all others. Electrons that light
     up two neighbouring pixels come out as signal, up to the highest frequencies; so do fixed patterns of gain, and
     what an analogue detector's conversion into "counts" gets wrong. A gain that is not whole cannot be seen here.
-    For reconstructions, split the electrons before: `misr.half_map_frc` and its like.
+    For reconstructions, split the electrons before: `misr.half_maps`.
 
     *What is not offered*: dealing pixels, not electrons, into two images (checkerboards, odd and even rows). The two
     sample different places, so high frequencies alias and half of them are lost; and where neighbours share their
@@ -101,7 +101,7 @@ def _whole_counts(image: xr.DataArray) -> np.ndarray:
     if not np.array_equal(whole, values) and image.attrs.get("units") == "rad":
         raise ValueError(
             "the image is a phase in rad, made from all electrons at once: its pixels are no counts. Split the "
-            "electrons first and reconstruct both halves (misr.half_map_frc)"
+            "electrons first and reconstruct both halves (misr.half_maps)"
         )
     if not np.array_equal(whole, values):
         raise ValueError(f"the image holds {values[whole != values].flat[0]:g}, no whole number of electrons: {advice}")

@@ -165,3 +165,15 @@ def test_bad_arguments(scan, recorded):
     bare.attrs = {name: value for name, value in recorded.attrs.items() if name != "C10_A"}
     with pytest.raises(ValueError, match="aberrations of like are not known"):
         count_consistency(truth, bare)
+
+
+def test_lost_scan_rows_are_left_out(scan, recorded):
+    """A blanked beam says nothing about the image."""
+    blanked = recorded.copy(deep=True)
+    blanked.values[2:4] = 0
+    with pytest.warns(UserWarning, match="left out"):
+        found = count_consistency(scan[1], blanked)
+    whole = count_consistency(scan[1], recorded)
+    assert abs(float(found.chi2 - whole.chi2)) < 5 * float(found.chi2_stderr)
+    assert np.isnan(found.chi2_map[2:4]).all()
+    np.testing.assert_allclose(found.chi2_map[4:], whole.chi2_map[4:], rtol=0.2)

@@ -206,7 +206,7 @@ def test_bad_arguments(cube):
 def test_no_half_is_held_as_a_whole(cube, monkeypatch):
     """Of a stack whose overlaps are too many to keep, a few views are split at a time."""
     monkeypatch.setattr("misr.fusion.plan._KEPT_BYTES", 0)
-    monkeypatch.setattr("misr.fusion.statistic._BATCH_BYTES", 1 << 16)
+    monkeypatch.setattr("misr.fusion.statistic._BATCH_BYTES", 1 << 15)
     views = misr.synthesize_views(cube)
     plan = misr.plan_fusion(views)
     sizes = []
@@ -219,3 +219,14 @@ def test_no_half_is_held_as_a_whole(cube, monkeypatch):
     half_map_frc(views, plan=plan, rng=0)
     assert sum(sizes) == views.size
     assert max(sizes) < 0.3 * views.size
+
+
+def test_halves_are_labelled_as_halves(cube, shared):
+    assert shared.first.attrs["dose_e_per_A2"] == cube.attrs["dose_e_per_A2"] / 2
+    assert "split_counts" in shared.second.attrs["history"]
+
+
+def test_a_plan_of_other_views_is_refused(cube):
+    plan = misr.plan_fusion(misr.synthesize_views(cube, {"C10": 900.0}))
+    with pytest.raises(ValueError, match="aberrations"):
+        half_map_frc(misr.synthesize_views(cube), plan=plan, rng=0)

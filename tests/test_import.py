@@ -24,6 +24,7 @@ _TORCH_FUSION = (
     "plan",
     "plane_waves",
     "prior",
+    "spread",
     "statistic",
     "wiener",
     "workspace",

@@ -8,6 +8,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phase_object import bandlimited_phase
+from scipy.ndimage import gaussian_filter
 
 import misr
 from misr.cube import image_from_array
@@ -540,3 +541,35 @@ def test_equals_torch_fourier_shell_correlation():
     theirs = fsc.fourier_correlation(*whole, image_shape=(128, 128), rfft=False).numpy()
     ours = misr.fourier_ring_correlation(image(a), image(b), window=None)
     np.testing.assert_allclose(ours[:63], theirs[1:64], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["half-bit", 0.143, "3-sigma"])
+@pytest.mark.parametrize("noise", [0.0, 0.05, 3.0, 1e3])
+def test_interval_holds_the_value(kind, noise):
+    """Whatever comes out: crossed, limited by the sampling, or nothing."""
+    rng = np.random.default_rng(0)
+    both = gaussian_filter(rng.standard_normal((48, 48)), 1)
+    a, b = (image_from_array(both + noise * rng.standard_normal((48, 48)), pixel_A=(1, 1)) for _ in "ab")
+    resolution = misr.frc_resolution(misr.fourier_ring_correlation(a, b), kind)
+    assert resolution.attrs["low_A"] <= float(resolution) <= resolution.attrs["high_A"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: a.drop_vars("y"), "no coordinate"),
+        (lambda a: a.assign_coords(y=a.y**2), "not uniform"),
+        (lambda a: a.assign_coords(x=a.x.assign_attrs(units="nm")), "nm"),
+        (lambda a: a * 1j, "complex"),
+    ],
+)
+def test_images_made_elsewhere_need_positions_in_angstrom(spoil, message):
+    image = image_from_array(np.random.default_rng(0).standard_normal((16, 16)), pixel_A=(1, 1))
+    with pytest.raises(ValueError, match=message):
+        misr.fourier_ring_correlation(spoil(image), spoil(image))
+
+
+def test_rows_may_run_upwards():
+    image = image_from_array(np.random.default_rng(0).standard_normal((16, 16)), pixel_A=(1, 1))
+    turned = image.isel(y=slice(None, None, -1))
+    np.testing.assert_allclose(misr.fourier_ring_correlation(turned, turned), 1)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from misr.dose import first_half, row_streams
+from misr.dose import first_half, half_attrs, row_streams
+from misr.fusion.geometry import view_geometry
 from misr.fusion.linear import joint_solve
-from misr.fusion.plan import FusionPlan, Statistic
+from misr.fusion.plan import FusionPlan, Statistic, check_match
 from misr.fusion.statistic import Sums, accumulate, batches, empty_sums
 from misr.fusion.stream import held_stack, lost_positions
 
@@ -51,13 +52,17 @@ def fuse_halves(
     ------
     EmptyHalfError
         If a half holds no electrons.
+    ValueError
+        If the plan was made for other views.
     """
+    check_match(plan, views, view_geometry(views))
     shown = (plan.upsample or upsample) if upsample == "auto" else upsample
-    first, second = (
-        joint_solve(views, plan, statistic, upsample=shown, prior="ring")["phase"]
-        for statistic in _statistics(views, plan, rng)
-    )
-    return first, second
+    images = []
+    for number, statistic in enumerate(_statistics(views, plan, rng)):
+        labels = views.copy(deep=False)
+        labels.attrs = half_attrs(views, number, rng)
+        images.append(joint_solve(labels, plan, statistic, upsample=shown, prior="ring")["phase"])
+    return images[0], images[1]
 
 
 def _statistics(views: xr.DataArray, plan: FusionPlan, rng: Any) -> list[Statistic]:

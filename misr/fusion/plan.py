@@ -23,6 +23,7 @@ from misr.optics import axial_overlap
 __all__ = [
     "FusionPlan",
     "Statistic",
+    "check_match",
     "check_same_specimen",
     "check_simple",
     "check_specimen",
@@ -152,7 +153,7 @@ def measure(
         freq = frequencies(grid, cutoff=geometry.cutoff, device=on)
         overlaps = Overlaps(geometry, specimen or Specimen(), device=on)
     else:
-        _check_match(plan, views, geometry)
+        check_match(plan, views, geometry)
         grid, freq, overlaps = plan.grid, plan.freq, plan.overlaps
     options: dict[str, Any] = {"grid": grid, "freq": freq, "overlaps": overlaps, "with_matrix": plan is None}
     kept = None if plan is None else plan.kept
@@ -222,7 +223,8 @@ def _size(freq: Frequencies, overlaps: Overlaps) -> int:
     return 8 * freq.y.numel() * len(overlaps.specimen.channels) * overlaps.geometry.n_views
 
 
-def _check_match(plan: FusionPlan, views: xr.DataArray, geometry: ViewGeometry) -> None:
+def check_match(plan: FusionPlan, views: xr.DataArray, geometry: ViewGeometry) -> None:
+    """Raise if a plan was made for other views."""
     differing = [
         field.name
         for field in fields(ViewGeometry)

@@ -19,12 +19,14 @@ import torch
 from misr.fusion.geometry import ScanGrid, ViewGeometry
 from misr.fusion.kernels import ENTRIES_AT_ONCE, Frequencies, lattice, spectra
 from misr.fusion.overlap import Overlaps, Patch
+from misr.fusion.spread import for_each
 from misr.fusion.workspace import Workspace
 
 __all__ = ["Sums", "ViewStack", "accumulate", "batches", "keep_overlaps"]
 
 _BATCH_BYTES = 192 << 20  # of spectra in flight
-_PATCH_PIXELS, _BLOCK_ENTRIES = 144, 3 << 13  # of a block: its intermediate results then stay in the cache
+_PATCH_PIXELS, _BLOCK_ENTRIES = 160, 320 * 160  # of a block: its intermediate results then stay in the cache
+_LATTICE_BYTES = 32 << 20  # of a tile's matrices, over all aliases
 _TINY = 1e-15
 
 
@@ -59,7 +61,7 @@ class Sums:
 
 def batches(n_views: int, grid: ScanGrid) -> Iterator[slice]:
     """Slices of the views whose spectra fit in the memory set aside for them."""
-    size = max(1, _BATCH_BYTES // (16 * grid.padded[0] * grid.half))
+    size = max(1, _BATCH_BYTES // (8 * grid.padded[0] * grid.half))
     size = -(-n_views // -(-n_views // size))  # of about equal size
     for first in range(0, n_views, size):
         yield slice(first, min(first + size, n_views))
@@ -101,28 +103,35 @@ def accumulate(
     Sums
         Of this batch, or ``into``.
     """
-    transformed, mean = spectra(counts, lost=lost, grid=grid, device=overlaps.device)
+    groups = [np.arange(len(counts))] if kept is not None else _side_by_side(overlaps.geometry, views)
+    together = np.concatenate(groups)
+    transformed, ordered = spectra(counts[together], lost=lost, grid=grid, device=overlaps.device)
+    mean = torch.empty_like(ordered)
+    mean[torch.as_tensor(together, device=overlaps.device)] = ordered
     sums = empty_sums(freq, overlaps, with_matrix=with_matrix, mean=mean) if into is None else into
     if into is not None:
         into.mean[views] = mean
     if kept is not None:
         _add_kept(sums, transformed, mean, views, freq=freq, overlaps=overlaps, kept=kept)
         return sums
+    root = mean.sqrt().clamp(min=_TINY).cpu().numpy()
     first = views.indices(overlaps.geometry.n_views)[0]
-    root = mean.sqrt().clamp(min=_TINY)
-    groups = _side_by_side(overlaps.geometry, first, len(counts))
-    patches = [overlaps.patch(first + group, factor=root[group].cpu().numpy()) for group in groups]
-    together = torch.as_tensor(np.concatenate(groups), device=overlaps.device)
-    transformed = transformed.div_(root[:, None].float())[together].view(-1, grid.padded[0], grid.half)
+    patches = [overlaps.patch(first + group, factor=root[group]) for group in groups]
+    transformed.div_(ordered.sqrt().clamp(min=_TINY)[:, None].float())
+    transformed = transformed.view(-1, grid.padded[0], grid.half)
     numbers = torch.arange(len(freq.weight), device=overlaps.device).view(grid.padded[0], grid.half)
-    work = Workspace(overlaps.device)
-    for tile in _tiles(grid, _BLOCK_ENTRIES // (_PATCH_PIXELS * len(overlaps.specimen.channels))):
+
+    def add(tile: tuple[slice, slice], work: Workspace) -> None:
         at, here = numbers[tile].flatten(), transformed[:, tile[0], tile[1]]
         flat = work.complex("spectra", *here.shape).copy_(here).flatten(1)
-        energy = (flat.real**2 + flat.imag**2).sum(dim=0, dtype=torch.float64)
-        sums.energy.index_add_(0, at, energy)
+        sums.energy.index_add_(0, at, (flat.real**2 + flat.imag**2).sum(dim=0, dtype=torch.float64))
         products = _of_tile(flat, lattice(grid, at), patches, overlaps, sums.matrix is not None, work)
         _add_products(sums, at, products, freq.alias[at], grid.upsample**2)
+
+    channels = len(overlaps.specimen.channels)
+    size = _BLOCK_ENTRIES // (_PATCH_PIXELS * channels)
+    size = max(1, min(size, _LATTICE_BYTES // (8 * (channels * grid.upsample**2) ** 2)))
+    for_each(_tiles(grid, size), add, device=overlaps.device)
     return sums
 
 
@@ -142,8 +151,10 @@ def _tiles(grid: ScanGrid, size: int) -> list[tuple[slice, slice]]:
     return [(row, column) for row in rows for column in columns]
 
 
-def _side_by_side(geometry: ViewGeometry, first: int, number: int) -> list[np.ndarray]:
+def _side_by_side(geometry: ViewGeometry, views: slice) -> list[np.ndarray]:
     """Views of a batch, numbered within it, in compact groups: the longer side is halved until they are small."""
+    first, last, _ = views.indices(geometry.n_views)
+    number = last - first
     chosen = (geometry.pixel_view >= first) & (geometry.pixel_view < first + number)
     member = geometry.pixel_view[chosen] - first
     size = np.bincount(member, minlength=number).clip(1)

@@ -27,6 +27,11 @@ cube and dose, picked **with the truth**. For "wiener" these are the ridge and t
 which gates whole rings off, times a factor), for "obf" the ridge and ``prior="ard"``; parallax has neither. (A narrower
 mask and a hard aperture, tried once, gained it 0.3 % at most.) misr's methods are used as they are.
 
+One draw of electrons says little: near a zero of the contrast transfer the FRC grazes 0.5, and the resolution jumps.
+``--draws N`` draws them anew, and the table then gives means and standard errors over the draws, and of ours less
+theirs on the same electrons. The specimen stays the same: what is particular to it stays in all draws. With
+``--defaults-only --repeats 0`` (quantem as it comes, no times) a draw takes three to four minutes on one thread.
+
 Times: from a stack in memory to an image (quantem: `reconstruct`; misr: `fuse_linear`), each library in a fresh process
 with the same number of threads, the first call and the best of the later ones, on the first specimen at the first dose.
 quantem's time depends on how many detector pixels it takes at once: the best of several batch sizes is used, its
@@ -36,52 +41,50 @@ default among them. "prepare" is what makes the stack: `from_dataset4d`, `synthe
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import inspect
-import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-# both Pythons read this file: what only one of them has is imported where it is used
 import numpy as np
+import xarray as xr
+from quantem_worker import ABERRATIONS, ENERGY, ROTATION, SEMIANGLE, UPSAMPLE, start_worker, time_lines
 
-if TYPE_CHECKING:
-    import xarray as xr
+import misr
+from misr.cube import detector_step, image_from_array, scan_step
+from misr.optics import electron_wavelength
 
 KINDS = ("amorphous", "semicrystalline", "crystalline")
 # 1/Å, wider than the crystal's reciprocal lattice spacing: between reflections narrower rings hold nothing
 _RING_WIDTHS = {"amorphous": None, "semicrystalline": 0.09, "crystalline": 0.18}
-_ABERRATIONS = {"C10": -1500.0, "C12": 60.0, "phi12": 0.4}
-_ROTATION = 25.0
-_ENERGY, _SEMIANGLE = 300e3, 10.0
-_POSITIONS, _FIELD, _UPSAMPLE = 64, 128.0, 4
+_POSITIONS, _FIELD = 64, 128.0
 _DETECTOR_MAX, _NATIVE_PIXELS, _BINNED = 12.0, 156, 4  # mrad; as fine as the simulation has them, so many to a pixel
 _SEED = 790
-_BATCHES = (16, 32, 64, None)  # bright-field pixels at once; None, quantem's default, is as many as 270 MB hold
 _SHIFT_STEPS, _LEAST_SHIFT = 50, 0.1  # to a pixel; pixels
-_COUNTERPARTS = {"shift_and_add": "parallax"}  # ours to theirs, where the names differ
+_OURS = ("wiener", "wiener, local prior", "obf")
+_PEERS = ("quantem wiener", "quantem obf", "quantem parallax", "misr shift_and_add")
+_SURE = 2.0  # standard errors
 
-_WIENER = [{"ridge": ridge, "noise": noise} for noise in (1.0, 4.0, 2.0, 0.5, 0.25) for ridge in (1e-5, 1e-2, 1.0)]
-_OBF: list[dict[str, Any]] = [{"ridge": ridge} for ridge in (1e-5, 1e-2, 1e-1, 1.0, 10.0)]
-_GRIDS: dict[str, list[dict[str, Any]]] = {
-    "wiener": [{}, *_WIENER[1:]],  # the first of each is the default
-    "obf": [{}, *_OBF[1:], {"prior": "ard"}],
-    "parallax": [{}],
-}
+
+@dataclass(frozen=True)
+class Score:
+    """How near one image comes to the truth."""
+
+    resolution: float  # Å
+    mean: float  # FRC over the band, each frequency counting alike, in rings of one pixel
+    wide: float  # the same in the rings of the resolution
+    choice: str = ""  # quantem's, that gave the best resolution
+
+
+Scores = dict[tuple[str, str, float], list[Score]]  # by (kind, method, dose): one for each draw
 
 
 def atoms_of(kind: str) -> Any:
     """The specimen."""
-    import misr
-
     rng = np.random.default_rng([_SEED, KINDS.index(kind) + 1])
     if kind == "amorphous":
         return misr.amorphous_atoms(field_A=_FIELD, thickness_A=30, composition="carbon", rng=rng)
@@ -92,17 +95,14 @@ def atoms_of(kind: str) -> Any:
 
 def simulate(kind: str) -> tuple[xr.DataArray, xr.DataArray]:
     """Expected counts, with a detector pixel on the axis, and phase."""
-    import misr
-    from misr.cube import scan_step
-
     atoms = atoms_of(kind)
     sides = atoms.cell.lengths()
     made = misr.simulate_cube(
         atoms,
-        energy_eV=_ENERGY,
-        semiangle_mrad=_SEMIANGLE,
-        aberrations=_ABERRATIONS,
-        rotation_deg=_ROTATION,
+        energy_eV=ENERGY,
+        semiangle_mrad=SEMIANGLE,
+        aberrations=ABERRATIONS,
+        rotation_deg=ROTATION,
         scan_step_A=(sides[1] / _POSITIONS, sides[0] / _POSITIONS),
         det_max_mrad=_DETECTOR_MAX,
         det_pixels=_NATIVE_PIXELS,
@@ -115,11 +115,11 @@ def simulate(kind: str) -> tuple[xr.DataArray, xr.DataArray]:
         np.einsum("iy,abyx,jx->abij", weights[0], fine.values, weights[1], optimize=True).astype(np.float32),
         scan_step_A=scan_step(fine),
         det_step_mrad=tuple(_BINNED * float(fine[dim][1] - fine[dim][0]) for dim in ("det_y", "det_x")),
-        energy_eV=_ENERGY,
-        semiangle_mrad=_SEMIANGLE,
+        energy_eV=ENERGY,
+        semiangle_mrad=SEMIANGLE,
         dose_e_per_A2=1.0,
-        rotation_deg=_ROTATION,
-        aberrations=_ABERRATIONS,
+        rotation_deg=ROTATION,
+        aberrations=ABERRATIONS,
     )
     counts.attrs["period_A"] = fine.attrs["period_A"]
     return counts, made["phase"]
@@ -140,8 +140,6 @@ def load(kind: str, cache: Path | None) -> tuple[xr.DataArray, xr.DataArray]:
     """Expected counts and phase, from the cache if they are there, and written to it if not."""
     if cache is None:
         return simulate(kind)
-    import xarray as xr
-
     paths = [cache / f"quantem_{kind}{part}.nc" for part in ("", "_phase")]
     if not all(path.exists() for path in paths):
         cache.mkdir(parents=True, exist_ok=True)
@@ -153,211 +151,19 @@ def load(kind: str, cache: Path | None) -> tuple[xr.DataArray, xr.DataArray]:
     return counts, phase
 
 
-def write_counts(expected: xr.DataArray, dose: float, *, path: Path) -> None:
-    """The electrons that both are given, with what labels them."""
-    import misr
-    from misr.cube import detector_step, scan_step
-
+def write_counts(expected: xr.DataArray, dose: float, *, number: int, path: Path) -> None:
+    """The electrons that both are given, one draw of them, with what labels them."""
     kind = path.name.partition("_")[0]
-    counts = misr.apply_dose(expected, dose, rng=np.random.default_rng([_SEED, KINDS.index(kind) + 1, round(dose), 1]))
+    rng = np.random.default_rng([_SEED, KINDS.index(kind) + 1, round(dose), number])
+    counts = misr.apply_dose(expected, dose, rng=rng)
     labels = {"scan_step_A": scan_step(counts), "det_step_mrad": detector_step(counts)}
     np.savez(path, counts=counts.values, period_A=counts.attrs["period_A"], **labels)
 
 
-# ---- the workers: one process for each library --------------------------------------------------------------------
-
-
-def work(library: str, job: dict[str, Any]) -> None:
-    """Reconstruct every file of a job with one library: images, and times of the first file, beside the files."""
-    import torch
-
-    torch.set_num_threads(job["threads"])
-    report: dict[str, Any] = {"versions": {"Python": platform.python_version()}}
-    for name in ("misr", "quantem", "torch", "numpy", "scikit-image"):
-        if name == library or name not in ("misr", "quantem"):
-            report["versions"][name] = importlib.metadata.version(name)
-    for number, name in enumerate(job["files"]):
-        path = Path(job["folder"]) / name
-        held = np.load(path)
-        data = {key: held[key] for key in held.files}
-        if number == 0:
-            report["times"] = (misr_times if library == "misr" else quantem_times)(data, job["repeats"])
-            report_path = Path(job["folder"]) / f"{library}.json"
-            report_path.write_text(json.dumps(report))
-        images = misr_images(data) if library == "misr" else quantem_images(data)
-        np.savez(path.with_suffix(f".{library}.npz"), **images)
-        print(f"{library}: {path.stem}", file=sys.stderr, flush=True)
-
-
-def misr_cube(data: dict[str, np.ndarray]) -> xr.DataArray:
-    """The labelled cube."""
-    import misr
-
-    steps = {name: tuple(map(float, data[name])) for name in ("scan_step_A", "det_step_mrad")}
-    cube = misr.cube_from_array(
-        data["counts"],
-        **steps,
-        energy_eV=_ENERGY,
-        semiangle_mrad=_SEMIANGLE,
-        rotation_deg=_ROTATION,
-        aberrations=_ABERRATIONS,
-    )
-    cube.attrs["period_A"] = list(map(float, data["period_A"]))
-    return cube
-
-
-def misr_methods() -> dict[str, Callable[..., Any]]:
-    """What this misr can do, each from views to an image."""
-    import misr
-
-    def fusing(image: str, **options: Any) -> Callable[..., Any]:
-        def fuse(views: xr.DataArray, **more: Any) -> xr.DataArray:
-            return misr.fuse_linear(views, upsample=_UPSAMPLE, device="cpu", **options, **more)[image]
-
-        return fuse
-
-    def add(views: xr.DataArray) -> xr.DataArray:
-        return misr.shift_and_add(views, upsample=_UPSAMPLE, device="cpu")
-
-    methods: dict[str, Callable[..., Any]] = {"wiener": fusing("phase")}
-    known = inspect.signature(misr.fuse_linear).parameters
-    if "prior" in known:
-        methods["wiener, local prior"] = fusing("phase", prior="local")
-    if "method" in known:
-        methods["obf"] = fusing("contrast", method="obf")
-    return methods | {"shift_and_add": add}
-
-
-def misr_images(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An image by each method."""
-    import misr
-
-    views = misr.synthesize_views(misr_cube(data))
-    return {name: method(views).values for name, method in misr_methods().items()}
-
-
-def misr_times(data: dict[str, np.ndarray], repeats: int) -> dict[str, list[float]]:
-    """Seconds of the first call and of the best later one."""
-    import misr
-
-    cube = misr_cube(data)
-    times = {"prepare": timed(lambda: misr.synthesize_views(cube), repeats)}
-    views = misr.synthesize_views(cube)
-    for name, method in misr_methods().items():
-        times[name] = timed(lambda method=method: method(views), repeats)
-    if "plan" in inspect.signature(misr.fuse_linear).parameters:
-        plan = misr.plan_fusion(views, upsample=_UPSAMPLE, device="cpu")
-        times["wiener, plan kept"] = timed(lambda: misr_methods()["wiener"](views, plan=plan), repeats)
-    return times
-
-
-def quantem_reconstruction(data: dict[str, np.ndarray]) -> Any:
-    """quantem's DirectPtychography of the counts, given the truth about the optics."""
-    from quantem.core.datastructures import Dataset4d
-    from quantem.diffractive_imaging.direct_ptychography import DirectPtychography
-
-    class Kept(DirectPtychography):
-        """Takes the sums that "wiener" and "obf" share once if told to: only for the grid of what may be chosen."""
-
-        keep = False
-        _kept_sums: Any = None
-
-        def _accumulate_kernel_sums(self, ctx: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            if not self.keep or ctx["kernel"] not in ("wiener", "obf"):
-                return super()._accumulate_kernel_sums(ctx, *args, **kwargs)
-            if self._kept_sums is None:
-                self._kept_sums = super()._accumulate_kernel_sums(ctx, *args, **kwargs)
-            return self._kept_sums
-
-    counts = data["counts"].astype(np.float32)
-    dataset = Dataset4d.from_array(
-        counts,
-        sampling=(*map(float, data["scan_step_A"]), *map(float, data["det_step_mrad"])),
-        units=("A", "A", "mrad", "mrad"),
-    )
-    # its azimuth runs from the rows (y) to the columns (x), ours from x to y
-    turned = {name: math.pi / 2 - value if name[:3] == "phi" else value for name, value in _ABERRATIONS.items()}
-    return Kept.from_dataset4d(
-        dataset,
-        energy=_ENERGY,
-        semiangle_cutoff=_SEMIANGLE,
-        aberration_coefs=turned,
-        rotation_angle=_ROTATION,
-        force_fitted_origin=(counts.shape[2] // 2, counts.shape[3] // 2),
-        verbose=False,
-    )
-
-
-def quantem_image(made: Any, kernel: str, *, batch: int | None = _BATCHES[0], **options: Any) -> np.ndarray:
-    """One reconstruction."""
-    options |= {"upsampling_factor": _UPSAMPLE, "max_batch_size": batch, "verbose": False}
-    return made.reconstruct(deconvolution_kernel=kernel, **options).obj
-
-
-def quantem_images(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An image for each kernel and each choice of the grid, named ``kernel|choice``."""
-    made = quantem_reconstruction(data)
-    made.keep = True
-    images, noise = {}, math.nan
-    for kernel, grid in _GRIDS.items():
-        for choice in grid:
-            options = dict(choice)
-            if "noise" in options:
-                options["noise_variance"] = noise * options.pop("noise")
-            images[f"{kernel}|{json.dumps(choice)}"] = quantem_image(made, kernel, **options)
-            if kernel == "wiener" and not choice:
-                noise = made.noise_variance
-    return images
-
-
-def quantem_times(data: dict[str, np.ndarray], repeats: int) -> dict[str, list[float]]:
-    """Seconds of the first call and of the best later one."""
-    times = {"prepare": timed(lambda: quantem_reconstruction(data), repeats)}
-    made = quantem_reconstruction(data)
-    tried = {batch: timed(lambda batch=batch: quantem_image(made, "wiener", batch=batch), 1) for batch in _BATCHES}
-    fastest = min(tried, key=lambda batch: tried[batch][1])
-    for kernel in ("wiener", "obf", "parallax"):
-        times[kernel] = timed(lambda kernel=kernel: quantem_image(made, kernel, batch=fastest), repeats)
-    times["wiener"][0] = tried[_BATCHES[0]][0]
-    return times | {f"wiener, batch {batch or 'default'}": seconds for batch, seconds in tried.items()}
-
-
-def timed(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of the first call and of the best of the later ones."""
-    seconds = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return [seconds[0], min(seconds[1:])]
-
-
-# ---- the judgement -------------------------------------------------------------------------------------------------
-
-
-def start_worker(library: str, python: Path, job: dict[str, Any]) -> dict[str, Any]:
-    """Run one worker to its end; its report."""
-    folder = Path(job["folder"])
-    (folder / "job.json").write_text(json.dumps(job))
-    environment = dict(os.environ)
-    if library == "quantem":
-        environment.pop("PYTHONPATH", None)  # ours has another NumPy
-    environment |= {f"{name}_NUM_THREADS": str(job["threads"]) for name in ("OMP", "MKL", "OPENBLAS")}
-    command = [str(python), __file__, "--worker", library, "--job", str(folder / "job.json")]
-    ended = subprocess.run(command, env=environment, check=False)
-    if ended.returncode:
-        raise SystemExit(
-            f"{library} failed in {python} (see above): is it installed there, as the head of this file says?"
-        )
-    return json.loads((folder / f"{library}.json").read_text())
-
-
 def read_images(path: Path) -> dict[str, xr.DataArray]:
     """All images of one file's counts, labelled, by ``library method``."""
-    from misr.cube import image_from_array
-
     step = np.load(path)["scan_step_A"]
-    pixel = (float(step[0]) / _UPSAMPLE, float(step[1]) / _UPSAMPLE)
+    pixel = (float(step[0]) / UPSAMPLE, float(step[1]) / UPSAMPLE)
     images = {}
     for library in ("misr", "quantem"):
         held = np.load(path.with_suffix(f".{library}.npz"))
@@ -388,45 +194,41 @@ def registered(image: xr.DataArray, found: tuple[np.ndarray, int]) -> xr.DataArr
     return image.copy(data=sign * np.fft.ifft2(fourier_shift(np.fft.fft2(image.values), shift)).real)
 
 
-def judged(image: xr.DataArray, truth: xr.DataArray, kind: str) -> tuple[float, float]:
-    """Resolution, Å, and mean FRC over the band."""
-    import misr
-    from misr.optics import electron_wavelength
-
-    wide = misr.fourier_ring_correlation(image, truth, ring_width=_RING_WIDTHS[kind])
-    fine = misr.fourier_ring_correlation(image, truth)
-    band = fine.frequency.values < 2e-3 * _SEMIANGLE / electron_wavelength(_ENERGY)
-    mean = np.average(fine.values[band], weights=fine.frequency.values[band])
-    return float(misr.frc_resolution(wide, threshold=0.5)), float(mean)
+def judged(image: xr.DataArray, truth: xr.DataArray, kind: str) -> Score:
+    """How near an image comes to the truth."""
+    wide, fine = (misr.fourier_ring_correlation(image, truth, ring_width=width) for width in (_RING_WIDTHS[kind], None))
+    means = []
+    for frc in (fine, wide):
+        band = frc.frequency.values < 2e-3 * SEMIANGLE / electron_wavelength(ENERGY)
+        means.append(float(np.average(frc.values[band], weights=frc.frequency.values[band])))
+    return Score(float(misr.frc_resolution(wide, threshold=0.5)), *means)
 
 
-def judge(folder: Path, phases: dict[str, xr.DataArray], doses: list[float]) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """(resolution, mean) by (kind, method, dose), the best of quantem's grids too, and the registration by method.
+def judge(folder: Path, phases: dict[str, xr.DataArray], doses: list[float], found: dict[str, Any]) -> Scores:
+    """Scores of one draw, those of the best of quantem's grids too; the registration by method is added to ``found``.
 
-    The best has its choice as a third entry, that of the resolution; its mean is the highest that any choice gives.
+    The best's choice is that of the resolution; its means are the highest that any choice gives.
     """
-    import misr
-
-    scores: dict[Any, Any] = {}
-    found: dict[str, Any] = {}
+    scores: Scores = {}
     for kind in phases:  # amorphous first: a crystal fits on itself in many places
         for dose in sorted(doses, reverse=True):
-            path = folder / f"{kind}_{dose:g}.npz"
-            images = read_images(path)
+            images = read_images(folder / f"{kind}_{dose:g}.npz")
             truth = misr.phase_on_grid(phases[kind], like=next(iter(images.values())))
+            tried: dict[str, list[Score]] = {}
             for name, image in images.items():
                 if name not in found:
                     found[name] = registration(image, truth) if kind == "amorphous" else (np.zeros(2), 1)
-                resolution, mean = judged(registered(image, found[name]), truth, kind)
+                score = judged(registered(image, found[name]), truth, kind)
                 method, _, choice = name.partition("|")
                 if choice in ("", "{}"):
-                    scores[kind, method, dose] = resolution, mean
-                if len(_GRIDS.get(method.removeprefix("quantem "), "")) > 1 and choice:
-                    key = kind, f"{method}, best", dose
-                    best = scores.get(key, (math.inf, -1.0, choice))
-                    finer = min(best, (resolution, 0.0, choice), key=lambda one: one[0])
-                    scores[key] = finer[0], max(best[1], mean), finer[2]
-    return scores, found
+                    scores[kind, method, dose] = [score]
+                tried.setdefault(method, []).append(replace(score, choice=choice))
+            for method, several in tried.items():
+                if len(several) > 1:
+                    finest = min(several, key=lambda one: one.resolution)
+                    means = {name: max(getattr(one, name) for one in several) for name in ("mean", "wide")}
+                    scores[kind, f"{method}, best", dose] = [replace(finest, **means)]
+    return scores
 
 
 def draw(folder: Path, phases: dict[str, xr.DataArray], dose: float, to: Path) -> None:
@@ -436,8 +238,6 @@ def draw(folder: Path, phases: dict[str, xr.DataArray], dose: float, to: Path) -
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
     from scipy.ndimage import gaussian_filter
-
-    import misr
 
     to.mkdir(parents=True, exist_ok=True)
     for kind, phase in phases.items():
@@ -455,42 +255,84 @@ def draw(folder: Path, phases: dict[str, xr.DataArray], dose: float, to: Path) -
         plt.close(figure)
 
 
-def table(scores: dict[Any, Any], found: dict[str, Any], reports: dict[str, Any], job: dict[str, Any]) -> str:
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean over the draws that have a finite value, and its standard error (NaN for a single one)."""
+    finite = np.array([value for value in values if math.isfinite(value)])
+    if not len(finite):
+        return math.nan, math.nan
+    return float(finite.mean()), float(finite.std(ddof=1) / math.sqrt(len(finite))) if len(finite) > 1 else math.nan
+
+
+def written(values: list[float], digits: int, sign: str = "") -> str:
+    """Mean ± standard error of the draws; "!" if some of them have no finite value."""
+    mean, error = mean_and_error(values)
+    if math.isnan(mean):
+        return "none!"
+    told = f"{mean:{sign}.{digits}f}" + ("" if math.isnan(error) else f"±{error:.{digits}f}")
+    return told + ("" if all(map(math.isfinite, values)) else "!")
+
+
+def verdict(gains: list[float]) -> str:
+    """Of paired gains: "+" for better and "*" for worse, both beyond scatter."""
+    mean, error = mean_and_error(gains)
+    return " " if math.isnan(error) or abs(mean) <= _SURE * error or not mean else "+" if mean > 0 else "*"
+
+
+def paired_lines(scores: Scores, kind: str, doses: list[float]) -> list[str]:
+    """Ours less theirs on the same electrons."""
+    blocks: list[tuple[str, int, Callable[[Score], float], Callable[[Score], float]]] = [
+        # judged in 1/Å, in which an image that resolves nothing counts as 0
+        ("resolution, Å", 2, lambda one: one.resolution, lambda one: 1 / one.resolution),
+        ("mean FRC, rings of one frequency pixel", 4, lambda one: one.mean, lambda one: one.mean),
+    ]
+    if _RING_WIDTHS[kind] is not None:
+        blocks.append((f"mean FRC, rings of {_RING_WIDTHS[kind]} 1/Å", 4, lambda one: one.wide, lambda one: one.wide))
+    lines = []
+    for title, digits, shown, gain in blocks:
+        lines += ["", f"{kind}: ours - theirs, {title}", "e/Å²".ljust(44) + "".join(f"{dose:>18g}" for dose in doses)]
+        for ours in _OURS:
+            for theirs in _PEERS:
+                cells = []
+                for dose in doses:
+                    pairs = list(zip(scores[kind, f"misr {ours}", dose], scores[kind, theirs, dose], strict=True))
+                    told = written([shown(a) - shown(b) for a, b in pairs], digits, "+")
+                    cells.append(told + verdict([gain(a) - gain(b) for a, b in pairs]))
+                lines.append(f"{ours} - {theirs}".ljust(44) + "".join(f"{cell:>18s}" for cell in cells))
+    return lines
+
+
+def table(scores: Scores, found: dict[str, Any], reports: dict[str, Any], job: dict[str, Any]) -> str:
     """What is printed."""
     lines = []
     for library, report in reports.items():
         lines.append(f"{library}: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     shift = max(float(np.abs(one[0]).max()) for one in found.values())
     turned = ", ".join(name for name, one in found.items() if one[1] < 0) or "none"
-    lines += [f"largest shift to the truth: {shift:.2f} pixel; sign turned: {turned}", ""]
+    lines += [f"largest shift to the truth: {shift:.2f} pixel; sign turned: {turned}"]
+    draws = len(next(iter(scores.values())))
+    lines += [
+        f"draws of electrons for each specimen and dose: {draws}; mean ± standard error over them",
+        "differences are of the same electrons: + ours better, * ours worse, by more than 2 standard errors; "
+        "! draws without a resolution left out of the mean",
+    ]
     doses = sorted({dose for _, _, dose in scores}, reverse=True)
     for kind in dict.fromkeys(kind for kind, _, _ in scores):
         width = _RING_WIDTHS[kind]
         rings = "one frequency pixel" if width is None else f"{width} 1/Å"
-        lines.append(f"{kind}: resolution in Å (mean FRC), rings of {rings}")
-        lines.append("e/Å²".ljust(28) + "".join(f"{dose:>15g}" for dose in doses))
+        lines += ["", f"{kind}: resolution in Å (mean FRC), rings of {rings}"]
+        lines.append("e/Å²".ljust(28) + "".join(f"{dose:>22g}" for dose in doses))
         methods = sorted({method for one, method, _ in scores if one == kind})
         for method in methods:
             cells = [scores[kind, method, dose] for dose in doses]
-            lines.append(method.ljust(28) + "".join(f"{cell[0]:8.2f} ({cell[1]:.2f})" for cell in cells))
+            found_at = [written([one.resolution for one in cell], 2) for cell in cells]
+            means = [written([one.mean for one in cell], 3).partition("±")[0] for cell in cells]
+            told = [f"{a} ({b})" for a, b in zip(found_at, means, strict=True)]
+            lines.append(method.ljust(28) + "".join(f"{one:>22s}" for one in told))
         for method in methods:
-            choices = [scores[kind, method, dose][2] for dose in doses if len(scores[kind, method, dose]) > 2]
-            lines += [f"  {method}: {'; '.join(choices)}"] if choices else []
-        lines.append("")
-    return "\n".join(lines + time_lines(reports, job))
-
-
-def time_lines(reports: dict[str, Any], job: dict[str, Any]) -> list[str]:
-    """The times and their ratios."""
-    lines = [f"threads: {job['threads']}; {job['files'][0]}; first call and best of {job['repeats']} later ones, s"]
-    for library, report in reports.items():
-        lines += [f"{library + ' ' + name:48s}{a:10.3f}{b:10.3f}" for name, (a, b) in report["times"].items()]
-    ours, theirs = (reports[library]["times"] for library in ("misr", "quantem"))
-    for mine in ours:
-        kernel = _COUNTERPARTS.get(mine, mine.partition(",")[0])
-        ratios = [theirs[kernel][i] / ours[mine][i] for i in range(2)]
-        lines.append(f"ratio quantem {kernel} / misr {mine}".ljust(48) + "".join(f"{one:10.1f}" for one in ratios))
-    return lines
+            choices = [scores[kind, method, dose][0].choice for dose in doses]
+            lines += [f"  {method}: {'; '.join(choices)}"] if any(choices) else []
+        lines += paired_lines(scores, kind, doses)
+    return "\n".join(lines + (time_lines(reports, job) if job["repeats"] else []))
 
 
 def parse() -> argparse.Namespace:
@@ -498,43 +340,58 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--quantem-python", type=Path, help="the Python of quantem's environment")
+    parser.add_argument("--quantem-python", type=Path, required=True, help="the Python of quantem's environment")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="specimens")
     parser.add_argument("--doses", type=float, nargs="+", default=[30.0, 100.0, 300.0, 1000.0], help="e/Å²")
+    parser.add_argument("--draws", type=int, default=1, help="of the electrons, for each specimen and dose")
+    parser.add_argument("--defaults-only", action="store_true", help="leave out the best of quantem's choices")
+    parser.add_argument("--table", type=Path, help="file for the table, written anew after each draw")
     parser.add_argument("--cache", type=Path, help="folder of simulated cubes, read if there, else written")
     parser.add_argument("--threads", type=int, default=2, help="of each library")
-    parser.add_argument("--repeats", type=int, default=3, help="later calls that are timed")
+    parser.add_argument("--repeats", type=int, default=3, help="later calls that are timed; 0: no times")
     parser.add_argument("--images", type=Path, help="folder for PNGs of the images at the highest dose")
-    parser.add_argument("--worker", choices=("misr", "quantem"), help=argparse.SUPPRESS)
-    parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker is None and options.quantem_python is None:
-        parser.error("give --quantem-python: the head of this file says how to make its environment")
+    for name, least in (("draws", 1), ("threads", 1), ("repeats", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} {getattr(options, name)}: must be at least {least}")
     return options
+
+
+def run(options: argparse.Namespace, kinds: list[str]) -> str:
+    """All draws, one after the other; the table."""
+    loaded = {kind: load(kind, options.cache) for kind in kinds}
+    phases = {kind: phase for kind, (_, phase) in loaded.items()}
+    pythons = {"misr": Path(sys.executable), "quantem": options.quantem_python}
+    scores: Scores = {}
+    found: dict[str, Any] = {}
+    reports: dict[str, Any] = {}
+    job = {"threads": options.threads, "repeats": options.repeats, "grids": not options.defaults_only}
+    job["files"] = [f"{kind}_{dose:g}.npz" for kind in kinds for dose in options.doses]
+    for number in range(1, options.draws + 1):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for kind, (expected, _) in loaded.items():
+                for dose in options.doses:
+                    write_counts(expected, dose, number=number, path=folder / f"{kind}_{dose:g}.npz")
+            this = job | {"folder": name, "repeats": options.repeats if number == 1 else 0}
+            told = {library: start_worker(library, python, this) for library, python in pythons.items()}
+            reports = reports or told
+            for key, new in judge(folder, phases, options.doses, found).items():
+                scores.setdefault(key, []).extend(new)
+            if options.images and number == 1:
+                draw(folder, phases, max(options.doses), options.images)
+        text = table(scores, found, reports, job)
+        if options.table:
+            partial = options.table.with_name(options.table.name + ".part")
+            partial.write_text(text + "\n")
+            os.replace(partial, options.table)
+    return text
 
 
 def main() -> int:
     """Simulate, run both libraries one after the other, and print the table."""
     options = parse()
-    if options.worker:
-        work(options.worker, json.loads(options.job.read_text()))
-        return 0
-    kinds = [kind for kind in KINDS if kind in options.kinds]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        phases, files = {}, []
-        for kind in kinds:
-            expected, phases[kind] = load(kind, options.cache)
-            for dose in options.doses:
-                files.append(f"{kind}_{dose:g}.npz")
-                write_counts(expected, dose, path=folder / files[-1])
-        job = {"folder": name, "files": files, "threads": options.threads, "repeats": options.repeats}
-        pythons = {"misr": Path(sys.executable), "quantem": options.quantem_python}
-        reports = {library: start_worker(library, python, job) for library, python in pythons.items()}
-        scores, found = judge(folder, phases, options.doses)
-        if options.images:
-            draw(folder, phases, max(options.doses), options.images)
-    print(table(scores, found, reports, job))
+    print(run(options, [kind for kind in KINDS if kind in options.kinds]))
     return 0
 
 
