@@ -1,12 +1,12 @@
-# make demo | test | lab (lint, benchmark, calibration, fusion): each makes its own environment in .venv if there is none, and
-# reuses it after that. Calibration takes an hour or more: make calibration CALIBRATION="--cache DIR --workers 2"
-# keeps the simulated cubes and uses two processes.
+# make demo | test | lab (lint, benchmark, calibration, fusion, resolution): each makes its own environment in .venv if there
+# is none, and reuses it after that. Calibration takes an hour or more: make calibration CALIBRATION="--cache DIR
+# --workers 2" keeps the simulated cubes and uses two processes. make resolution RESOLUTION="frc --seeds 50" runs a part.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lab lint benchmark calibration fusion clean
+.PHONY: demo test lab lint benchmark calibration fusion resolution clean
 
 demo: $(VENV)/.core
 	$(BIN)/misr demo
@@ -32,6 +32,9 @@ calibration: $(VENV)/.test
 fusion: $(VENV)/.test
 	$(BIN)/python tests/benchmarks/fusion_resolution.py $(FUSION)
 	$(BIN)/python tests/benchmarks/fusion_large.py $(LARGE)
+
+resolution: $(VENV)/.test
+	$(BIN)/python tests/benchmarks/resolution_table.py $(RESOLUTION)
 
 clean:
 	rm -rf $(VENV) dist misr-demo

@@ -29,7 +29,8 @@ def correlation_interval(values: np.ndarray, n: np.ndarray, confidence: float) -
     """Interval of a correlation of n complex values by Fisher's z, which has variance ``1/(2n - 1.5)`` and bias.
 
     2n real values whose mean is known to be zero: z = artanh r lies r/4n too high, and 1.5 in place of the usual 3
-    keeps the coverage within 1.5 % of the wanted one down to 2n = 2 (Fisher 1921, Metron 1, 3, has the bias).
+    keeps the coverage within 1.5 % of the wanted one down to 2n = 2, as ``make resolution`` prints (Fisher 1921, Metron
+    1, 3, has the bias).
     """
     from scipy.special import ndtri
 

@@ -34,8 +34,8 @@ def window_pair(window: Any) -> tuple[Window, Window]:
 
 
 def mask_pair(mask: Any, image: xr.DataArray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Weights of each image's pixels, or None."""
-    if not isinstance(mask, tuple | list):
+    """Weights of each image's pixels, or None; rows of numbers are one mask, not as many masks."""
+    if not isinstance(mask, tuple | list) or all(np.ndim(row) == 1 for row in mask):
         one = _mask(mask, image)
         return one, one
     if len(mask) != 2:

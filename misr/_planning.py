@@ -99,7 +99,10 @@ def read_scan_optics(
     focal_spread_A: float,
     pixels_across: int,
 ) -> ScanOptics:
-    """Optics checked as for `misr.expected_frc`; without a detector pixel, so many across the bright-field disk."""
+    """Optics checked as for `misr.expected_frc`; without a detector pixel, so many across the bright-field disk.
+
+    Without ``aberrations`` those in the power's attrs count.
+    """
     from misr._efficiency import read_optics
     from misr.fusion.plan import check_specimen
 
@@ -107,7 +110,7 @@ def read_scan_optics(
         hint = " (no scan enters 'ideal': see misr.dose_for_resolution)" if method == "ideal" else ""
         raise ValueError(f"method={method!r} must be 'linear' or 'tcbf'{hint}")
     check_specimen(False, 0.0, source_size_A, focal_spread_A)
-    found = read_optics(power, method, energy_eV, semiangle_mrad, aberrations or {}, det_step_mrad)
+    found = read_optics(power, method, energy_eV, semiangle_mrad, aberrations, det_step_mrad)
     pixel = (2 * found.cutoff / pixels_across,) * 2 if found.pixel is None else found.pixel
     if max(pixel) > 2 * found.cutoff:
         raise ValueError(

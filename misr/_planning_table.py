@@ -24,6 +24,7 @@ __all__ = [
     "costs",
     "default_defoci",
     "default_steps",
+    "given_dose",
     "label",
     "sequence",
     "specimen_words",
@@ -164,24 +165,30 @@ def costs(
 
 
 def add_scan(plan: xr.Dataset, *, field_A: Any, beam_current_pA: float | None, shortest_dwell_s: float | None) -> None:
-    """Positions, electrons and times."""
-    if field_A is not None:
-        field = np.broadcast_to(np.asarray(field_A, dtype=float), (2,))
-        plan["positions"] = np.ceil(field[0] / plan["scan_step"]) * np.ceil(field[1] / plan["scan_step"])
-        plan["electrons"] = plan["dose"] * float(field[0] * field[1])
-        inside = [(1 - plan["patch"] / side).clip(min=0) for side in field]
-        plan["edge_share"] = 1 - inside[0] * inside[1]
+    """Positions, electrons and times, of the dose that is given: the one needed, or the least the beam gives."""
     if beam_current_pA is not None:
         per_second = beam_current_pA * _ELECTRONS_PER_S / plan["scan_step"] ** 2  # e/Å² for each second of dwell
         plan["dose_given"] = np.maximum(plan["dose"], per_second * (shortest_dwell_s or 0.0))
+        plan["electrons_per_position"] = plan["dose_given"] * plan["scan_step"] ** 2
         plan["dwell"] = plan["dose_given"] / per_second
-        if field_A is not None:
+    if field_A is not None:
+        field = np.broadcast_to(np.asarray(field_A, dtype=float), (2,))
+        plan["positions"] = np.ceil(field[0] / plan["scan_step"]) * np.ceil(field[1] / plan["scan_step"])
+        plan["electrons"] = given_dose(plan) * float(field[0] * field[1])
+        inside = [(1 - plan["patch"] / side).clip(min=0) for side in field]
+        plan["edge_share"] = 1 - inside[0] * inside[1]
+        if "dwell" in plan:
             plan["duration"] = plan["dwell"] * plan["positions"]
+
+
+def given_dose(plan: xr.Dataset) -> xr.DataArray:
+    """What the scan gives, e/Å²: the dose needed, or more where the shortest dwell gives more."""
+    return (plan["dose_given"] if "dose_given" in plan else plan["dose"]).transpose(*_CELL)
 
 
 def add_status(plan: xr.Dataset, *, within_band: bool, dose_limit: float | None) -> None:
     """What fails first in each cell."""
-    given = plan["dose_given"] if "dose_given" in plan else plan["dose"]
+    given = given_dose(plan)
     rules: list[tuple[xr.DataArray, str]] = [
         (plan["dose_fine"] == math.inf, "no contrast" if within_band else "beyond the band limit"),
         (~(plan["pixel_cost"] <= _COSTLY), "detector pixel too coarse"),
@@ -197,8 +204,7 @@ def add_status(plan: xr.Dataset, *, within_band: bool, dose_limit: float | None)
 
 def choose(plan: xr.Dataset, ask: Question, optics: ScanOptics, *, tolerance: float) -> None:
     """The coarsest step within the tolerance of the least dose, its best defocus, and the widest detector pixel."""
-    given = (plan["dose_given"] if "dose_given" in plan else plan["dose"]).transpose(*_CELL)
-    doses = np.where(plan["status"] == "found", given, math.inf)
+    doses = np.where(plan["status"] == "found", given_dose(plan), math.inf)
     per_mrad = 1e-3 / optics.wavelength
     table = [2 * optics.cutoff / across for across in _TABLE_ACROSS]
     plan.coords["det_step"] = "det_step", [edge / per_mrad for edge in table]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from misr._planning_table import given_dose
+
 __all__ = ["plan_words"]
 
 _LEAK = 0.05  # of the power in the image
@@ -63,11 +65,14 @@ def _setting(plan: xr.Dataset, wanted: str) -> str:
 def _reach(plan: xr.Dataset) -> str:
     """What other steps and defoci cost, and the bounds."""
     most = (1 + plan.attrs["tolerance"]) * float(plan["best_dose"])
-    good = plan["dose"].where(plan["status"] == "found") <= most
+    good = given_dose(plan).where(plan["status"] == "found") <= most
     at_step = good.sel(scan_step=float(plan["best_scan_step"]))
     defoci = plan["defocus"].values[at_step.values]
     here = plan.sel(defocus=float(plan["best_defocus"]), scan_step=float(plan["best_scan_step"]))
-    text = (
+    text = ""
+    if float(here["dose"]) < float(plan["best_dose"]) * (1 - 1e-6):
+        text = f"{_number(float(here['dose']))} e/Å² would do: the shortest dwell gives more. "
+    text += (
         f"Defocus from {defoci.min():.0f} to {defoci.max():.0f} Å serves as well at that step. "
         if len(defoci) > 1
         else ""
@@ -114,13 +119,14 @@ def _spots(plan: xr.Dataset) -> str:
 def _why_not(plan: xr.Dataset) -> str:
     words, times = np.unique(plan["status"].values, return_counts=True)
     worst = str(words[np.argmax(times)])
-    least = _number(float(plan["dose"].min()))
+    least, needed = (float(dose.min()) for dose in (given_dose(plan), plan["dose"]))
+    must = "would be needed" if least <= needed * (1 + 1e-6) else "is what the shortest dwell gives"
     return {
         "beyond the band limit": f"beyond the band limit of {1 / plan.attrs['band_limit']:.2f} Å; open the aperture",
         "detector pixel too coarse": "detector pixel too coarse for these defoci; take a finer one, or defocus less",
         "aliases cannot be told apart": "the views cannot tell these steps' aliases apart; defocus more, or scan finer",
         "illuminated patches leave gaps": "illuminated patches leave gaps; defocus more, or take smaller steps",
-        "above the dose limit": f"at least {least} e/Å² would be needed, above the dose limit",
+        "above the dose limit": f"at least {_number(least)} e/Å² {must}, above the dose limit",
     }.get(worst, worst)
 
 

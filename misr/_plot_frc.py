@@ -54,7 +54,9 @@ def plot_frc(
     truth_threshold : float, default 0.5
         For the FRC against truth.
     limits : mapping of str to xarray.DataArray, optional
-        What the dose allows, by name, from `misr.expected_frc`: dashed lines up to the last frequency shown.
+        What the dose allows, by name, from `misr.expected_frc`: dashed lines up to the last frequency shown. Each of
+        the kind of a curve that is drawn: ``against="half-map"`` for half maps. Of `misr.expected_frc_of_scan` half
+        maps get its coordinate ``half_maps``, what they show, aliases and all.
     error_band : bool, default True
         Shade the interval where a curve has the coordinates ``frc_low`` and ``frc_high``.
     title : str, optional
@@ -71,7 +73,7 @@ def plot_frc(
     Raises
     ------
     ValueError
-        If a curve is not an FRC, or a threshold is unknown.
+        If a curve is not an FRC, a threshold is unknown, or a limit is of another kind than all curves.
 
     Examples
     --------
@@ -91,7 +93,10 @@ def plot_frc(
     titles = [f"{word}: {resolution_text(curve, threshold=at)}" for curve, at, _, _, word in curves]
     last = max(float(curve["frequency"][-1]) for curve, *_ in curves)
     lowest = min(_lowest(curve, error_band) for curve, *_ in curves)
-    shown = [(name, _up_to(limit, last)) for name, limit in (limits or {}).items()]
+    kinds = [
+        str(curve.attrs.get("kind", kind)) for (curve, *_), kind in zip(curves, ("half-map", "truth"), strict=False)
+    ]
+    shown = [(name, _up_to(_comparable(name, limit, kinds), last)) for name, limit in (limits or {}).items()]
     parts: list[Any] = []
     if error_band:
         # below everything else
@@ -205,9 +210,24 @@ def _lowest(frc: xr.DataArray, error_band: bool) -> float:
     return lowest
 
 
-def _up_to(limit: xr.DataArray, last: float) -> xr.DataArray:
+def _comparable(name: str, limit: Any, kinds: list[str]) -> xr.DataArray:
+    """The limit of what one of the curves shows: half maps correlate otherwise than an image and the truth."""
     if "frequency" not in getattr(limit, "coords", {}) or limit.dims != ("frequency",):
         raise ValueError("a limit is no curve over 'frequency': make it with misr.expected_frc")
+    against = limit.attrs.get("against")
+    if "half-map" in kinds and "half_maps" in limit.coords and not (against == "truth" and "truth" in kinds):
+        return limit["half_maps"]
+    if against is not None and against not in kinds:
+        wanted = next((kind for kind in kinds if kind in ("half-map", "truth")), None)
+        wish = f"misr.expected_frc(…, against={wanted!r})" if wanted else "the half maps' own FRC"
+        raise ValueError(
+            f"the limit {name!r} is one against {against!r}, but the curves drawn are of the kind {', '.join(kinds)}: "
+            f"the two do not compare; draw {wish}"
+        )
+    return limit
+
+
+def _up_to(limit: xr.DataArray, last: float) -> xr.DataArray:
     return limit.isel(frequency=limit["frequency"].values <= last * (1 + 1e-9))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from misr._planning_table import given_dose
 from misr._plot_style import FONTS, ORANGE, load_holoviews
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def plot_plan(plan: xr.Dataset, *, title: str | None = None, width: int = 420, h
     Returns
     -------
     holoviews.Overlay
-        Doses in e/Å², logarithmic; darker for coarser steps; hollow where ``status`` says that the cell does not serve;
-        dashed the bound for fine steps and pixels.
+        Doses in e/Å², needed or, of a plan with a beam current, given; logarithmic; darker for coarser steps; hollow
+        where ``status`` says that the cell does not serve; dashed the bound for fine steps and pixels.
 
     Raises
     ------
@@ -57,7 +58,7 @@ def plot_plan(plan: xr.Dataset, *, title: str | None = None, width: int = 420, h
     hv = load_holoviews()
     plan = plan.sortby("defocus").sortby("scan_step")
     best = float(plan["best_dose"])
-    doses = plan["dose"].transpose(*_DIMS).values
+    doses = given_dose(plan).values
     finite = doses[np.isfinite(doses)]
     bound = plan["dose_fine"].values
     top = _SHOWN * (best if np.isfinite(best) else finite.min())
@@ -67,7 +68,7 @@ def plot_plan(plan: xr.Dataset, *, title: str | None = None, width: int = 420, h
     return hv.Overlay(_parts(hv, plan, doses)).opts(
         backend="bokeh",
         xlabel="defocus, -C10 (Å)",
-        ylabel="dose needed (e/Å²)",
+        ylabel=f"dose {'given' if 'dose_given' in plan else 'needed'} (e/Å²)",
         logy=True,
         logx=positive,
         xlim=xlim,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from misr._curves import interval_of
 from misr._plot_style import BLUE, FONTS, ORANGE, load_holoviews
+from misr._trust_rows import statuses, verdict_words
 from misr.resolution import resolution_words
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _CURVES = (
     ("frc_vacuum", "vacuum", _GREY, "solid", 1.5),
     ("frc_shuffled", "shuffled scan", _PALE, "solid", 1.5),
 )
+_BANDS = ("frc", "frc_substituted", "frc_vacuum", "frc_shuffled")  # all of them would hide one another
 _SQUARED = ("frc_truth", "against the truth, squared", "#000000", "dotdash", 1.5)
 
 
@@ -146,6 +149,10 @@ def _curves(hv: Any, report: xr.Dataset) -> Any:
         if name == "frc_truth":
             values = np.sign(values) * values**2
         lowest = min(lowest, float(np.nanmin(values)))
+        if (interval := interval_of(report[name])) is not None and name in _BANDS:
+            low, high = (end.values.astype(float) for end in interval)
+            band = hv.Area((q, low, high), kdims=["frequency"], vdims=["FRC", "upper"])
+            parts.append(band.opts(backend="bokeh", color=colour, alpha=0.15, line_alpha=0))
         options = {"color": colour, "line_dash": dash, "line_width": thick}
         parts.append(hv.Curve((q, values), label=label, **axes).opts(backend="bokeh", **options))
     parts.append(
@@ -169,18 +176,18 @@ def _table(hv: Any, report: xr.Dataset) -> Any:
     """A line per test: bokeh's own tables wrap no words, so the text is drawn."""
     names = [str(name) for name in report["test"].values]
     rows = np.arange(len(names))[::-1]
-    good = report["passed"].values.astype(bool)
+    status = statuses(report)
     parts = []
-    for row, name, passed in zip(rows, names, good, strict=True):
-        colour, mark = (_GREEN, "passed") if passed else (ORANGE, "FAILED")
+    for row, name in zip(rows, names, strict=True):
+        mark = status[name]
+        colour = {"passed": _GREEN, "FAILED": ORANGE}.get(mark, _GREY)
         text = f"{mark}   {name}\n{_short(report, name)}"
         parts.append(
             hv.Text(0.0, float(row), text, halign="left", valign="center").opts(
                 backend="bokeh", color=colour, text_font_size="8.5pt"
             )
         )
-    verdict = "passed every test" if good.all() else "passed, but beyond the linear limit as good as its prior"
-    verdict = verdict if bool(report["trusted"]) else "not to be trusted as it stands"
+    verdict = verdict_words(report)
     return hv.Overlay(parts).opts(
         backend="bokeh", xaxis=None, yaxis=None, xlim=(-0.01, 1), ylim=(-0.7, len(names) - 0.3), title=verdict,
         show_frame=False, toolbar=None, default_tools=[], fontsize=FONTS, framewise=True,
@@ -192,7 +199,8 @@ _SHORT = {
     "prior share": "{value:.0%} of the spectral SNR significantly above the linear limit",
     "vacuum": "correlation {value:.3f}, by chance below {limit:.3f}",
     "shuffled scan": "correlation {value:.3f}, by chance below {limit:.3f}",
-    "recorded electrons": "{value:.0%} less foretold of unseen electrons than by the linear image",
+    "recorded electrons": "{value:.0%} of the linear image's gain lost by what unseen electrons deny",
+    "efficiency": "{value:.0%} less foretold of unseen electrons than by the linear image",
     "truth": "{value:.0%} of the claimed spectral SNR is not the specimen's",
 }
 

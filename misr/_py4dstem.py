@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -186,6 +187,31 @@ def setup_of(cube: xr.DataArray, aberrations: Any, rotation_deg: float | None, *
         det_step=det_step,
         off_pixel=(off_pixel[0], off_pixel[1]),
     )
+
+
+def engine_device(device: str) -> str:
+    """py4DSTEM's word for a device, "cpu" or "gpu"; "auto" takes a GPU if CuPy finds one."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device!r} must be 'auto', 'cpu' or 'cuda'")
+    if device == "cpu":
+        return "cpu"
+    lacking = _lacking_cupy()
+    if lacking and device == "cuda":
+        raise ValueError(f"device='cuda': {lacking}; py4DSTEM computes with CuPy there. Use 'auto' or 'cpu'")
+    return "cpu" if lacking else "gpu"
+
+
+def _lacking_cupy() -> str:
+    """Why CuPy cannot be used, in words; empty if it can."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError:
+        return "CuPy is not installed (pip install cupy-cuda12x, for CUDA 12)"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy finds no CUDA device here ({error})"
+    return "" if count else "CuPy finds no CUDA device here"
 
 
 def engine(name: str, setup: Setup, *, turn_deg: float, **settings: Any) -> Any:

@@ -6,6 +6,7 @@ Spectra are halves, as `scipy.fft.rfft2` gives them; a real image's other half s
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any
 
@@ -57,6 +58,8 @@ def make_rings(shape: tuple[int, ...], pixel: tuple[float, float], ring_width: f
     """
     lowest = 1 / min(shape[0] * pixel[0], shape[1] * pixel[1])
     width = lowest if ring_width is None else float(ring_width)
+    if not math.isfinite(width):
+        raise ValueError(f"ring_width={ring_width} must be a finite width in 1/Å")
     if not width >= lowest * (1 - 1e-9):
         raise ValueError(f"ring_width={width:g} is below one frequency pixel of this field ({lowest:.4g} 1/Å)")
     nyquist = 0.5 / max(pixel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from misr.dose import apply_dose, split_counts
 
 __all__ = [
     "Pipeline",
+    "central_crop",
     "dose_of",
     "linear_image",
     "linear_specimen",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Pipeline = Callable[[xr.DataArray], Any]
+_FEWEST_POSITIONS = 256
 _LEAST_TRANSFER = 0.02  # below, the linear image holds too little to be scaled up
 
 
@@ -38,6 +41,23 @@ def dose_of(cube: xr.DataArray) -> float:
         return float(stated)
     step = scan_step(cube)
     return float(cube.sum(("det_y", "det_x")).mean()) / (step[0] * step[1])
+
+
+def central_crop(cube: xr.DataArray, max_positions: int | None) -> xr.DataArray:
+    """The middle of a scan: a rectangle of its own proportions that holds at most so many positions, or all of it."""
+    if max_positions is not None and max_positions < _FEWEST_POSITIONS:
+        raise ValueError(
+            f"max_positions={max_positions} must be {_FEWEST_POSITIONS} or more, or None for the whole scan"
+        )
+    n_y, n_x = cube.sizes["scan_y"], cube.sizes["scan_x"]
+    if max_positions is None or n_y * n_x <= max_positions:
+        return cube
+    share = math.sqrt(max_positions / (n_y * n_x))
+    parts = {}
+    for dim, size in (("scan_y", n_y), ("scan_x", n_x)):
+        kept = min(size, max(1, int(size * share)))
+        parts[dim] = slice((size - kept) // 2, (size - kept) // 2 + kept)
+    return cube.isel(parts)
 
 
 def run_quietly(pipeline: Pipeline, cube: xr.DataArray) -> xr.DataArray:
@@ -57,8 +77,10 @@ def run_quietly(pipeline: Pipeline, cube: xr.DataArray) -> xr.DataArray:
 
     Raises
     ------
+    TypeError
+        If the pipeline returns something else.
     ValueError
-        If the pipeline returns something else, or values that are not finite.
+        If its values are not finite.
 
     Examples
     --------
@@ -67,15 +89,12 @@ def run_quietly(pipeline: Pipeline, cube: xr.DataArray) -> xr.DataArray:
     >>> run_quietly(lambda cube: xr.Dataset({"phase": flat}), None).shape
     (8, 8)
     """
+    from misr.halves import image_of
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         result = pipeline(cube)
-    image = result["phase"] if isinstance(result, xr.Dataset) and "phase" in result else result
-    if not isinstance(image, xr.DataArray) or image.dims != ("y", "x"):
-        raise ValueError(
-            "the pipeline must return an image with dims ('y', 'x') or a Dataset that holds one as 'phase', got "
-            f"{getattr(image, 'dims', type(image).__name__)}"
-        )
+    image = image_of(result)
     if not np.all(np.isfinite(image.values)):
         raise ValueError("the pipeline's image holds NaN or infinite values: fill them inside the pipeline")
     return image
@@ -101,11 +120,10 @@ def on_grid(image: xr.DataArray, like: xr.DataArray) -> xr.DataArray:
 
 
 def linear_image(cube: xr.DataArray) -> xr.DataArray:
-    """The linear fusion's phase image of a cube: the pipeline that everything is measured against."""
-    from misr.fusion import fuse_linear
-    from misr.views import synthesize_views
+    """The linear fusion's phase image, what everything is measured against; on the same pixels at any dose."""
+    from misr.halves import whole_band
 
-    return fuse_linear(synthesize_views(cube))["phase"]
+    return whole_band(cube)
 
 
 def linear_specimen(cube: xr.DataArray) -> xr.DataArray:
@@ -204,7 +222,9 @@ def vacuum_halves(cube: xr.DataArray, *, rng: Any) -> tuple[xr.DataArray, xr.Dat
     if is_lazy(cube):
         import dask.array
 
-        flat: Any = dask.array.broadcast_to(dask.array.from_array(np.asarray(mean)), cube.shape, chunks=cube.chunks)
+        # the pattern in the cube's own detector chunks, which broadcasting cannot cut
+        pattern = dask.array.from_array(mean, chunks=cube.data.chunks[2:])
+        flat: Any = dask.array.broadcast_to(pattern, cube.shape, chunks=cube.chunks)
     else:
         flat = np.broadcast_to(mean, cube.shape)
     expected = cube.copy(data=flat)

@@ -39,8 +39,10 @@ def prior_share(
         Curve of any method over ``frequency`` (1/Å): `misr.fourier_ring_correlation`, the ``frc`` of
         `misr.half_maps`. Error bars from ``frc_low`` and ``frc_high`` (95 %), else from ``n_independent``.
     limit : xarray.DataArray
-        Curve of the same kind at the same dose: `misr.expected_frc`, or one measured with the linear fusion of the same
-        electrons (then its error bars count too). Interpolated; 0 beyond its last ring.
+        Curve of the same kind at the same dose: `misr.expected_frc`; `misr.expected_frc_of_scan` for scan steps so
+        coarse that frequencies fold on one another (half maps are compared with its ``half_maps``); or one measured
+        with the linear fusion of the same electrons (then its error bars count too). Interpolated; 0 beyond its last
+        ring.
     tolerance : float, default 0.1
         A share that is let pass: no limit is known better.
     alpha : float, default 0.01
@@ -86,6 +88,9 @@ def prior_share(
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance} must be a share, from 0 to below 1")
+    if isinstance(limit, xr.DataArray) and "half_maps" in limit.coords and _told(frc, kind) == "half-map":
+        # of a coarse scan: what half maps show, folded frequencies included
+        limit = limit["half_maps"].assign_attrs(against="half-map")
     kind = _kind(frc, limit, kind)
     q, independent = _rings(frc)
     bound = _interpolated(limit, q)
@@ -140,11 +145,20 @@ def _share(limit: np.ndarray, snr: np.ndarray) -> np.ndarray:
     return np.clip(1 - ratio, 0.0, 1.0)
 
 
+def _told(curve: xr.DataArray, kind: str | None) -> str:
+    return str(curve.attrs.get("against", curve.attrs.get("kind", kind or "half-map")))
+
+
 def _kind(frc: xr.DataArray, limit: xr.DataArray, kind: str | None) -> str:
-    told = [str(curve.attrs.get("against", curve.attrs.get("kind", kind or "half-map"))) for curve in (frc, limit)]
+    told = [_told(curve, kind) for curve in (frc, limit)]
     if kind is not None and kind not in _KINDS:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, _KINDS))}")
     for name, one in zip(("frc", "limit"), told, strict=True):
+        if one == "full-dose":
+            raise ValueError(
+                f"the {name} is a curve corrected to the full dose: give that of the half maps themselves, "
+                "misr.half_maps(…)['frc'] and not ['frc_full']"
+            )
         if one not in _KINDS or one != (kind or told[0]):
             raise ValueError(
                 f"the {name} is a curve of kind {one!r}, expected {kind or told[0]!r} of {_KINDS}: compare half maps "

@@ -13,6 +13,7 @@ from misr._curves import interval_of
 
 __all__ = ["Chance", "chance_of", "curve_spread", "ring_chance", "run_test"]
 
+_FLAT = 1e-12  # of the largest value: what varies less is rounding
 _EMPTY = 1e-9  # of the strongest ring's power per value: rounding, no image
 
 
@@ -22,13 +23,16 @@ class Chance:
 
     ``value`` is the mean correlation, each ring weighted with its independent values; ``limit`` what chance leaves
     it below; ``p_value`` the probability under chance of a run of rings as correlated as the best one here;
-    ``highest`` the frequency (1/Å) at which that run ends, 0 if there is no ring at all.
+    ``lowest`` and ``highest`` the frequencies (1/Å) at which that run begins and ends, 0 if there is no ring at all;
+    ``strongest`` the mean correlation in that run.
     """
 
     value: float
     limit: float
     p_value: float
     highest: float
+    lowest: float = 0.0
+    strongest: float = 0.0
 
 
 def ring_chance(
@@ -81,6 +85,8 @@ def ring_chance(
         for values in ((first * second.conj()).real, *power, power[0] * power[1], np.ones(q.shape))
     ]
     held = _held(sums[1], sums[-1]) & _held(sums[2], sums[-1])
+    if _flat(a.values) or _flat(b.values):
+        held[:] = False
     cross, power_a, power_b, both, _ = (values[held] for values in sums)
     # over the whole plane every independent value counts twice
     independent = power_a * power_b / (2 * both * inflation)
@@ -97,6 +103,10 @@ def _taper(shape: tuple[int, ...], window: str | None) -> np.ndarray:
 def _held(power: np.ndarray, count: np.ndarray) -> np.ndarray:
     mean = np.divide(power, count, out=np.zeros_like(power), where=count > 0)
     return mean > _EMPTY * (mean.max(initial=0.0) or math.inf)
+
+
+def _flat(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) <= _FLAT * np.abs(values).max(initial=0.0))
 
 
 def run_test(z: np.ndarray, weight: np.ndarray) -> tuple[float, slice]:
@@ -194,7 +204,8 @@ def chance_of(
     if not q.size:
         return Chance(0.0, math.nan, 1.0, 0.0)
     limit = -float(ndtri(alpha)) / math.sqrt(2 * n.sum())
-    return Chance(float(n @ frc / n.sum()), limit, p_value, float(q[run][-1]) + ring_width)
+    value, strongest = float(n @ frc / n.sum()), float(n[run] @ frc[run] / n[run].sum())
+    return Chance(value, limit, p_value, float(q[run][-1]) + ring_width, float(q[run][0]), strongest)
 
 
 def curve_spread(frc: xr.DataArray) -> np.ndarray:

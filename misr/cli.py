@@ -1,4 +1,4 @@
-"""The command ``misr``: demo, run, fit, info, dashboard."""
+"""The command ``misr``: demo, run, fit, info, benchmark, dashboard."""
 
 from __future__ import annotations
 
@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_cube_arguments(info)
     info.set_defaults(run=_info)
 
+    _add_benchmark(commands)
+
     dashboard = commands.add_parser("dashboard", help="serve the dose explorer in the browser")
     dashboard.add_argument("cube", nargs="?", help="a cube (default: a simulated one)")
     _add_calibration_arguments(dashboard)
@@ -122,6 +124,37 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument("--max-defocus-A", type=float, dest="max_defocus_A", help="largest defocus looked for, Å")
     fit.add_argument("-o", "--out", type=Path, help="save the fit: .nc, .zarr or .zarr.zip")
     fit.set_defaults(run=_fit)
+
+
+def _add_benchmark(commands: Any) -> None:
+    benchmark = commands.add_parser(
+        "benchmark",
+        help="resolution against dose, several methods on the same electrons",
+        description="Resolution against dose of several methods on the same simulated electrons: a table (zarr and "
+        "CSV) and a report. Each cell is saved as it finishes; the same command goes on where a run was stopped.",
+    )
+    benchmark.add_argument("--preset", choices=("tiny", "small", "full"), default="small", help="default: %(default)s")
+    benchmark.add_argument(
+        "-o", "--folder", type=Path, default=Path("misr-benchmark"), help="of the results (default: %(default)s)"
+    )
+    benchmark.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes (default: %(default)s)")
+    benchmark.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on with what is in the folder (default); --no-resume refuses a folder that holds results",
+    )  # fmt: skip
+    benchmark.add_argument("--structure", type=Path, action="append", metavar="FILE",
+                           help="your own specimen instead: cif, xyz … (may be given more than once)")  # fmt: skip
+    benchmark.add_argument("--doses", type=float, nargs="+", metavar="E_PER_A2", help="instead of the preset's, e/Å²")
+    benchmark.add_argument("--seeds", type=int, nargs="+", metavar="N", help="instead of the preset's")
+    benchmark.add_argument("--methods", nargs="+", metavar="NAME", help="instead of the preset's")
+    benchmark.add_argument("--quantem-python", type=Path, metavar="PYTHON", help="of an environment that has quantem")
+    benchmark.set_defaults(run=_benchmark)
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
+    return int(text)
 
 
 def _add_cube_arguments(parser: argparse.ArgumentParser) -> None:
@@ -282,6 +315,30 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"  done: {line['operation']}")
     validate_cube(cube)
     print("a valid cube")
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from misr.benchmark import preset_settings, run_benchmark, structure_specimen, write_report
+    from misr.benchmark.report import table_words
+
+    settings = preset_settings(arguments.preset)
+    if arguments.structure:
+        settings = replace(settings, specimens=tuple(structure_specimen(path) for path in arguments.structure))
+    settings = settings.narrowed(doses=arguments.doses, seeds=arguments.seeds, methods=arguments.methods)
+    if not arguments.resume and (arguments.folder / "cells").is_dir():
+        raise FileExistsError(f"{arguments.folder} holds results already: give another --folder, or leave --no-resume")
+    try:
+        table = run_benchmark(
+            arguments.folder, settings=settings, workers=arguments.workers, quantem_python=arguments.quantem_python
+        )
+    except KeyboardInterrupt:
+        print("misr: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(table_words(table))
+    print(f"\nreport in {write_report(table, arguments.folder)}")
+    return 0
 
 
 def _dashboard(arguments: argparse.Namespace) -> None:

@@ -22,13 +22,13 @@ from misr.views import synthesize_views
 if TYPE_CHECKING:
     from misr.fusion.plan import FusionPlan
 
-__all__ = ["NoElectronsError", "half_map_frc", "half_maps", "image_of"]
+__all__ = ["NoElectronsError", "half_map_frc", "half_maps", "image_of", "whole_band"]
 
 Pipeline = Callable[[xr.DataArray], "xr.DataArray | xr.Dataset"]
 Pair = tuple[xr.DataArray, xr.DataArray]
 
 _VIEW_DIMS = ("view", "scan_y", "scan_x")
-_CALIBRATIONS = ("shared", "separate")
+_CALIBRATIONS = ("shared", "separate", "none")
 _HALVES = ("first", "second")
 _SAME_GRID = 1e-3  # of a pixel
 
@@ -63,11 +63,12 @@ def half_maps(
     rng : None, int or numpy.random.Generator
         Seed of the split (SPEC 7), the same halves as `misr.split_counts` of what is split: the cube, or the views for
         the default pipeline.
-    calibration : "shared" or "separate"
+    calibration : "shared", "separate" or "none"
         "shared": both halves have the aberrations in the cube's attrs or, without any, those found in the whole
         (`misr.calibrate_cube`), whose errors they then share and the curve does not see. "separate": each half's
         aberrations are found in that half alone, whatever the attrs say, so that errors of calibration count (at half
-        the dose: it is the harder test). Needs a cube.
+        the dose: it is the harder test). Needs a cube. "none": the pipeline gets the halves as they are, for one that
+        needs no aberrations or finds them itself.
     ring_width : float or "auto", optional
         1/Å, see `misr.fourier_ring_correlation`.
     window : "auto", "hann" or None
@@ -103,13 +104,13 @@ def half_maps(
     """
     _check_arguments(cube, calibration)
     separate = calibration == "separate"
-    shared = cube if separate else _calibrated(cube)
+    shared = _calibrated(cube) if calibration == "shared" else cube
     if pipeline is None and not separate:
         # a view is a sum of pixels: thinning the sum has the same law, and both halves then share disk and geometry
         views = shared if shared.dims == _VIEW_DIMS else synthesize_views(shared)
         first, second = _fused_halves(views, None, rng)
     else:
-        run = _whole_band if pipeline is None else pipeline
+        run = whole_band if pipeline is None else pipeline
         first, second = _images(shared, run, rng, separate=separate)
     note = {"pipeline": _name(pipeline), "calibration": calibration, "rng": describe_rng(rng)}
     history = append_history(cube.attrs, "half_maps", **note, ring_width=ring_width, window=window)
@@ -217,7 +218,7 @@ def _without_aberrations(cube: xr.DataArray) -> xr.DataArray:
     return bare
 
 
-def _whole_band(half: xr.DataArray) -> xr.DataArray:
+def whole_band(half: xr.DataArray) -> xr.DataArray:
     """Linear fusion on the pixels that carry the whole band, whatever the half fills of it: the same for both."""
     views = synthesize_views(half)
     plan = plan_fusion(views)

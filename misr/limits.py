@@ -22,28 +22,30 @@ import numpy as np
 import xarray as xr
 
 from misr._efficiency import Optics, read_optics, ring_efficiency
+from misr._measured_power import image_and_spectra, object_power
 from misr._provenance import append_history
 from misr._rings import half_spectrum, independent_values, make_rings, window_taper
 from misr.aberrations import aberration_attrs, aberrations_of
 from misr.cube import is_periodic
 from misr.resolution import frc_threshold
 
-__all__ = ["dose_for_resolution", "expected_frc", "power_array", "radial_power_spectrum"]
+__all__ = ["AGAINST", "as_power", "dose_for_resolution", "expected_frc", "power_array", "radial_power_spectrum"]
 
-_AGAINST = ("truth", "half-map")
+AGAINST = ("truth", "half-map")
 _KEPT = ("energy_eV", "semiangle_mrad", "period_A")
 _DOSES = (1e-6, 1e15)  # e/Å²
 
 
 def radial_power_spectrum(
-    image: xr.DataArray, *, ring_width: float | None = None, window: str | None = "auto"
+    image: xr.DataArray | xr.Dataset, *, ring_width: float | None = None, window: str | None = "auto"
 ) -> xr.DataArray:
     """Phase power spectral density ``P_φ(q) = <|FT φ|²> / area``, averaged over rings of frequencies.
 
     Parameters
     ----------
-    image : xarray.DataArray
-        Phase, rad, dims ``("y", "x")``, Å. Its mean does not count.
+    image : xarray.DataArray or Dataset
+        Phase, rad, dims ``("y", "x")``, Å. Its mean does not count. Or what `misr.fuse_linear` returns: then the power
+        is the object's, the image's counting noise taken off and its transfer divided out (Notes).
     ring_width : float, optional
         Width of a ring, 1/Å; by default one frequency pixel of the shorter side. The rings are those of
         `misr.fourier_ring_correlation`.
@@ -64,7 +66,9 @@ def radial_power_spectrum(
 
     Notes
     -----
-    Noise counts as power: give the truth, or an image of much higher dose than the one asked about.
+    The noise of a mere image counts as power: give the truth, or an image of much higher dose than the one asked about.
+    The Dataset of a linear fusion tells its noise and its transfer t, and the power in a ring is then
+    ``(P_image - <noise_std²>) / <t²>``; rings of which it shows less than a tenth (root mean square t) are left out.
 
     Examples
     --------
@@ -75,6 +79,13 @@ def radial_power_spectrum(
     >>> round(float(power.mean()), 3), power.attrs["units"]
     (0.003, 'rad² Å²')
     """
+    phase, spectra = image_and_spectra(image)
+    return _radial_power(phase, spectra, ring_width, window)
+
+
+def _radial_power(
+    image: xr.DataArray, spectra: xr.Dataset | None, ring_width: float | None, window: str | None
+) -> xr.DataArray:
     pixel = _image_pixel(image)
     if window == "auto":
         window = None if is_periodic(image) else "hann"
@@ -83,13 +94,18 @@ def radial_power_spectrum(
     values = image.values.astype(float)
     total = rings.sums(np.abs(half_spectrum((values - values.mean()) * taper)) ** 2)
     total *= pixel[0] * pixel[1] / np.sum(taper**2)
-    used = rings.used
+    used, power = rings.used, np.divide(total, rings.count, out=np.zeros_like(total), where=rings.used)
+    if spectra is not None:
+        power, told = object_power(power, rings, spectra)
+        used = used & told
+        if not used.any():
+            raise ValueError("the image shows less than a tenth of the object in every ring: it tells no power of it")
     attrs = {name: image.attrs[name] for name in _KEPT if name in image.attrs}
     attrs |= aberration_attrs(aberrations_of(image)) if aberrations_of(image) is not None else {}
     attrs |= {"ring_width": rings.width, "window": str(window), "area_A2": image.size * math.prod(pixel)}
     attrs["history"] = append_history(image.attrs, "radial_power_spectrum", ring_width=rings.width, window=window)
     return power_array(
-        total[used] / rings.count[used],
+        power[used],
         frequency=rings.frequency[used],
         independent=np.maximum(independent_values(rings.whole(), window, rings)[used], 1.0),
         attrs=attrs,
@@ -122,7 +138,7 @@ def power_array(
 
 
 def expected_frc(
-    power_or_image: xr.DataArray,
+    power_or_image: xr.DataArray | xr.Dataset,
     *,
     dose_e_per_A2: float,
     method: str = "linear",
@@ -138,9 +154,9 @@ def expected_frc(
 
     Parameters
     ----------
-    power_or_image : xarray.DataArray
+    power_or_image : xarray.DataArray or Dataset
         The object's power over ``frequency`` (`radial_power_spectrum`, `phase_power_of_slab`), or its phase image
-        (rad, dims ``("y", "x")``), of which the power is then taken.
+        (rad, dims ``("y", "x")``) or `misr.fuse_linear`'s Dataset, of which the power is then taken.
     dose_e_per_A2 : float
         Electrons per Å², of both halves together for half maps.
     method : {"linear", "tcbf", "ideal"}
@@ -193,7 +209,7 @@ def expected_frc(
     dose = float(dose_e_per_A2)
     if not (math.isfinite(dose) and dose > 0):
         raise ValueError(f"dose_e_per_A2={dose_e_per_A2} must be a positive number of electrons per Å²")
-    power = _as_power(power_or_image, ring_width, window)
+    power = as_power(power_or_image, ring_width, window)
     optics = read_optics(power, method, energy_eV, semiangle_mrad, aberrations, det_step_mrad)
     q, values = power["frequency"].values, np.maximum(power.values, 0)
     efficiency, weight = ring_efficiency(q, float(power.attrs["ring_width"]), optics)
@@ -215,7 +231,7 @@ def expected_frc(
 
 
 def dose_for_resolution(
-    power_or_image: xr.DataArray,
+    power_or_image: xr.DataArray | xr.Dataset,
     *,
     resolution_A: float,
     threshold: str | float = 0.5,
@@ -232,7 +248,7 @@ def dose_for_resolution(
 
     Parameters
     ----------
-    power_or_image : xarray.DataArray
+    power_or_image : xarray.DataArray or Dataset
         As in `expected_frc`.
     resolution_A : float
         Wanted resolution, Å: the FRC is taken at 1/resolution, the power being interpolated there.
@@ -265,7 +281,7 @@ def dose_for_resolution(
     """
     if not (math.isfinite(resolution_A) and resolution_A > 0):
         raise ValueError(f"resolution_A={resolution_A} must be a positive length in Å")
-    power = _as_power(power_or_image, ring_width, window)
+    power = as_power(power_or_image, ring_width, window)
     optics = read_optics(power, method, energy_eV, semiangle_mrad, aberrations, det_step_mrad)
     q = 1 / float(resolution_A)
     value, status = math.inf, "beyond the band limit"
@@ -304,8 +320,8 @@ def _least_dose(
 
 def _correlation(snr: np.ndarray, weight: np.ndarray, against: str) -> np.ndarray:
     """FRC of each ring, from S and the weights of its samples: ratios of ring sums."""
-    if against not in _AGAINST:
-        raise ValueError(f"against={against!r} must be one of {', '.join(map(repr, _AGAINST))}")
+    if against not in AGAINST:
+        raise ValueError(f"against={against!r} must be one of {', '.join(map(repr, AGAINST))}")
     if against == "truth":
         return np.sqrt((weight * snr / (1 + snr)).sum(axis=1))
     half = snr / (2 + snr)
@@ -313,7 +329,8 @@ def _correlation(snr: np.ndarray, weight: np.ndarray, against: str) -> np.ndarra
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
-def _as_power(given: xr.DataArray, ring_width: float | None, window: str | None) -> xr.DataArray:
+def as_power(given: xr.DataArray | xr.Dataset, ring_width: float | None, window: str | None) -> xr.DataArray:
+    """A power over rings as it is, and that of an image or of a linear fusion's Dataset."""
     if isinstance(given, xr.DataArray) and given.dims == ("frequency",):
         if "n_independent" not in given.coords or "ring_width" not in given.attrs:
             raise ValueError(

@@ -82,8 +82,8 @@ def cube_from_phase(
 
     Notes
     -----
-    The probe is cut off 6 λ/α beyond its geometric edge, which leaves an error of 2 % of the contrast near the edge of
-    the disk, less elsewhere.
+    The probe is cut off 6 λ/α beyond its geometric edge, which leaves an error (root mean square) of 1 to 4 % of the
+    contrast where defocus is 600 Å or more, and of 8 to 17 % of the little there is in focus (``make resolution``).
 
     Examples
     --------

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from misr._measured_power import image_and_spectra
 from misr._planning import ScanOptics, read_scan_optics, ring_points, scan_modes
 from misr._planning_table import (
     Question,
@@ -36,7 +37,7 @@ from misr._planning_table import (
 )
 from misr._planning_words import plan_words
 from misr._provenance import append_history
-from misr.limits import _AGAINST, _as_power, dose_for_resolution
+from misr.limits import AGAINST, as_power, dose_for_resolution
 from misr.resolution import frc_threshold
 
 __all__ = ["expected_frc_of_scan", "plan_acquisition", "plan_words"]
@@ -46,7 +47,7 @@ _SAMPLES = 16  # frequencies of each ring
 
 
 def expected_frc_of_scan(
-    power_or_image: xr.DataArray,
+    power_or_image: xr.DataArray | xr.Dataset,
     *,
     dose_e_per_A2: float,
     scan_step_A: float,
@@ -100,7 +101,7 @@ def expected_frc_of_scan(
     (True, '1/Å')
     """
     check_positive(dose_e_per_A2=dose_e_per_A2, scan_step_A=scan_step_A)
-    power = _as_power(power_or_image, ring_width, window)
+    power = as_power(power_or_image, ring_width, window)
     given: dict[str, Any] = {
         "method": method, "energy_eV": energy_eV, "semiangle_mrad": semiangle_mrad, "det_step_mrad": det_step_mrad,
         "source_size_A": source_size_A, "focal_spread_A": focal_spread_A,
@@ -136,7 +137,7 @@ def expected_frc_of_scan(
 
 
 def plan_acquisition(
-    power_or_image: xr.DataArray,
+    power_or_image: xr.DataArray | xr.Dataset,
     *,
     resolution_A: float,
     energy_eV: float | None = None,
@@ -162,10 +163,11 @@ def plan_acquisition(
 
     Parameters
     ----------
-    power_or_image : xarray.DataArray
+    power_or_image : xarray.DataArray or Dataset
         The specimen: its phase power over ``frequency`` (`misr.phase_power_of_slab`, `misr.radial_power_spectrum`), or
-        a phase image (rad, dims ``("y", "x")``), simulated or of high dose. Beyond its frequencies the power is taken
-        to stay as it is at the last one.
+        a phase image (rad, dims ``("y", "x")``), simulated or of high dose, for its noise would count as power; or the
+        Dataset of `misr.fuse_linear`, whose noise is taken off. Beyond its frequencies the power is taken to stay as it
+        is at the last one.
     resolution_A : float
         Wanted resolution, Å.
     energy_eV, semiangle_mrad : float, optional
@@ -199,13 +201,15 @@ def plan_acquisition(
     -------
     xarray.Dataset
         Over ``defocus`` and ``scan_step`` (Å): ``dose`` (e/Å², of both halves together; ``inf`` where none serves),
-        ``electrons_per_position``, ``alias_cost`` (the dose over that of fine steps), ``alias_share`` (of the image's
-        power at this resolution and dose, what belongs to other frequencies), ``half_maps`` (the FRC that half maps
-        show there), ``status`` ("found", or what fails). Over ``defocus``: ``dose_fine`` (`misr.dose_for_resolution`),
-        ``pixel_cost`` (what pixels and blurs multiply it by), ``patch`` (diameter lit by one position, Å),
-        ``shift_per_pixel`` (Å). Over ``det_step`` (mrad): ``dose_of_pixel`` at the scan chosen. Scalars: ``best_dose``,
-        ``best_defocus``, ``best_scan_step``, ``widest_det_step``, ``dose_ideal``; NaN where nothing serves. With a
-        field ``positions``, ``electrons``, ``edge_share``; with a current ``dwell``, ``dose_given``, ``duration``.
+        ``electrons_per_position`` (at the dose that is given), ``alias_cost`` (the dose over that of fine steps),
+        ``alias_share`` (of the image's power at this resolution and dose, what belongs to other frequencies),
+        ``half_maps`` (the FRC that half maps show there), ``status`` ("found", or what fails). Over ``defocus``:
+        ``dose_fine`` (`misr.dose_for_resolution`), ``pixel_cost`` (what pixels and blurs multiply it by), ``patch``
+        (diameter lit by one position, Å), ``shift_per_pixel`` (Å). Over ``det_step`` (mrad): ``dose_of_pixel`` at the
+        scan chosen. Scalars: ``best_dose``, ``best_defocus``, ``best_scan_step``, ``widest_det_step``, ``dose_ideal``;
+        NaN where nothing serves. With a field ``positions``, ``electrons``, ``edge_share``; with a current ``dwell``,
+        ``duration`` and ``dose_given``, the dose needed or the least that the shortest dwell gives: the one that
+        ``best_dose`` and all electrons are of.
 
     Raises
     ------
@@ -235,7 +239,7 @@ def plan_acquisition(
     if shortest_dwell_s is not None and beam_current_pA is None:
         raise ValueError("shortest_dwell_s needs beam_current_pA: together they are the least dose of a scan")
     _check_against(against)
-    power = _as_power(power_or_image, ring_width, window)
+    power = as_power(power_or_image, ring_width, window)
     beam: dict[str, Any] = {"method": method, "energy_eV": energy_eV, "semiangle_mrad": semiangle_mrad}
     blurs: dict[str, Any] = {"source_size_A": source_size_A, "focal_spread_A": focal_spread_A}
     times: dict[str, Any] = {
@@ -245,8 +249,9 @@ def plan_acquisition(
     }
     wanted: dict[str, Any] = {"resolution_A": float(resolution_A), "threshold": threshold, "against": against}
     optics = read_scan_optics(
-        power, aberrations=aberrations, det_step_mrad=det_step_mrad, pixels_across=_PIXELS_ACROSS, **beam, **blurs
-    )
+        power, aberrations={} if aberrations is None else aberrations, det_step_mrad=det_step_mrad,
+        pixels_across=_PIXELS_ACROSS, **beam, **blurs,
+    )  # fmt: skip
     defoci = default_defoci(resolution_A, optics) if defocus_A is None else sequence("defocus_A", defocus_A)
     steps = default_steps(resolution_A, optics) if scan_step_A is None else sequence("scan_step_A", scan_step_A)
     check_aliases(steps, optics)
@@ -262,8 +267,9 @@ def plan_acquisition(
     choose(plan, ask, optics, tolerance=tolerance)
     label(plan)
     plan.attrs = _attrs(optics, power, wanted | blurs | times | {"tolerance": float(tolerance)})
-    if power_or_image.dims == ("y", "x"):
-        plan.attrs["concentration"] = concentration(power_or_image, ask.frequency, power)
+    image, _ = image_and_spectra(power_or_image)
+    if image.dims == ("y", "x"):
+        plan.attrs["concentration"] = concentration(image, ask.frequency, power)
     plan.attrs["history"] = append_history(
         power.attrs, "plan_acquisition", **wanted, **beam, **blurs, **times, defocus_A=defoci, scan_step_A=steps,
         det_step_mrad=det_step_mrad, aberrations=dict(optics.aberrations), tolerance=tolerance,
@@ -273,8 +279,8 @@ def plan_acquisition(
 
 
 def _check_against(against: str) -> None:
-    if against not in _AGAINST:
-        raise ValueError(f"against={against!r} must be one of {', '.join(map(repr, _AGAINST))}")
+    if against not in AGAINST:
+        raise ValueError(f"against={against!r} must be one of {', '.join(map(repr, AGAINST))}")
 
 
 def _question(power: xr.DataArray, *, resolution_A: float, threshold: str | float, against: str) -> Question:

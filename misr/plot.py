@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from misr._plot_benchmark import plot_benchmark
 from misr._plot_calibration import plot_landscape
 from misr._plot_frc import frc_error_band, plot_frc, resolution_text
 from misr._plot_planning import plot_plan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "frc_error_band",
+    "plot_benchmark",
     "plot_comparison",
     "plot_frc",
     "plot_image",

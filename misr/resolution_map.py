@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from misr._pairs import weighted
 from misr._provenance import append_history
+from misr._reflections import ring_width_of_lattice
+from misr._rings import half_spectrum, independent_values, make_rings, window_taper
 from misr.cube import is_periodic
-from misr.resolution import frc_threshold, independent_values, window_taper
+from misr.resolution import find_gap, frc_threshold, gap_words
 
 __all__ = ["local_resolution"]
 
@@ -38,7 +42,7 @@ def local_resolution(
     window_A: float,
     step_A: float | None = None,
     threshold: str | float = "half-bit",
-    ring_width: float | None = None,
+    ring_width: float | str | None = None,
     false_alarm: float = 1e-3,
     min_independent: float = 12.0,
     rng: int | np.random.Generator | None = 0,
@@ -57,9 +61,10 @@ def local_resolution(
         Distance of window centres, Å; a quarter of the window by default.
     threshold : str or float, default "half-bit"
         See `misr.frc_threshold`; 0.5 against truth.
-    ring_width : float, optional
+    ring_width : float or "auto", optional
         1/Å; one frequency pixel of the window, ``1/window_A``, by default. For a crystal wider than its reciprocal
-        lattice spacing.
+        lattice spacing: "auto" finds it from the reflections in the whole field, as `misr.fourier_ring_correlation`
+        does.
     false_alarm : float, default 0.001
         Chance, for two unrelated images, that a window counts as resolved. The search for the crossing starts at the
         first ring whose correlation is beyond chance at this level, shared among the rings (of n independent values,
@@ -84,21 +89,28 @@ def local_resolution(
     ValueError
         If the images do not share a grid or are not finite, or the window, step, ring width or rates are unusable.
 
+    Warns
+    -----
+    UserWarning
+        If the windows that resolve something have, on average, gaps in their curves as between a crystal's reflections:
+        says which ``ring_width`` spans them.
+
     Notes
     -----
     *Small windows know little.* Ring r of a window (r/window_A) holds about 1.6 r independent values, and the half-bit
-    threshold is the higher for it: 0.46 at r = 5, 0.38 at r = 10, 0.17 at infinity, so that a smaller window gives a
+    threshold is the higher for it: 0.57 at r = 5, 0.47 at r = 10, 0.17 at infinity, so that a smaller window gives a
     coarser number by itself (2.9 Å in 16 Å windows, 2.6 Å in 48 Å windows of the same smoothly falling FRC). About its
     own crossing the median was right within 5 % for half-bit where the window was 9 or more times the resolution, with
-    a scatter (10 to 90 %) of about 10 %, and 30 % for a curve that falls slowly; the fixed 0.143 reads 3 to 13 % too
-    fine, most just behind a sharp edge of the spectrum, which the window smears. Below 7 times, most windows are not
-    ``reliable``, and the few that are have been lucky: they read up to 50 % too fine. Trust regions, not lone pixels.
+    a scatter (10 to 90 %) of about 10 %, and 20 % for a curve that falls slowly; the fixed 0.143 reads 6 to 12 % too
+    fine behind a sharp edge of the spectrum, which the window smears. Below 7 times, about a quarter of the windows at
+    most are ``reliable``, and those have been lucky: they read 20 to 80 % too fine. Trust regions, not lone pixels.
 
-    *Chance.* Two unrelated images, white, falling as 1/frequency or smooth, gave 14 resolved windows of 31,000 at
+    *Chance.* Two unrelated images, white, falling as 1/frequency or smooth, gave 15 resolved windows of 31,000 at
     ``false_alarm=0.001`` (windows of 16 to 96 pixels). A steep spectrum leaks under a small window from its strong
-    rings into weak ones, which then hold fewer values than pixels: counted by pixels, one in eight windows of two
-    smooth images passed. Therefore noise with the ring powers of both images goes through the same windows first, and
-    rings that correlate beyond their count of pixels are given fewer values.
+    rings into weak ones, which then hold fewer values than pixels: counted by pixels, one in eight windows (of 48
+    pixels) of two smooth images passed. Therefore noise with the ring powers of both images goes through the same
+    windows first, and rings that correlate beyond their count of pixels are given fewer values. ``make resolution``
+    prints the figures of these Notes.
 
     What a prior invents alike in both images counts as resolved, here as in any FRC of half maps.
 
@@ -118,13 +130,15 @@ def local_resolution(
     shape = _window_shape(a, pixel, window_A)
     step = window_A / 4 if step_A is None else float(step_A)
     _check_rates(step, false_alarm, min_independent)
-    rings = _rings(shape, pixel, ring_width)
+    rings = _rings(shape, pixel, _lattice_width(a, b, shape, pixel) if ring_width == "auto" else ring_width)
     centres = [_starts(a, axis, shape[axis], step / pixel[axis]) for axis in (0, 1)]
     rings = _honest_rings(rings, [a.values, b.values], shape, pixel, np.random.default_rng(rng))
     frc = _curves(a.values, b.values, shape, centres, rings)
     level = np.broadcast_to(frc_threshold(threshold, rings.independent), rings.frequency.shape)
     chance = _beyond_chance(rings.independent, false_alarm)
     value, status, last = _falls(rings, frc, level, np.maximum(level, chance))
+    if np.any(status != _UNRESOLVED):
+        _warn_of_gaps(rings, frc[status != _UNRESOLVED], level, own=min(1.0, step / window_A) ** 2)
     attrs = {
         "window_A": float(window_A), "step_A": step, "threshold": str(threshold), "ring_width": rings.width,
         "false_alarm": float(false_alarm), "min_independent": float(min_independent),
@@ -198,11 +212,13 @@ def _check_rates(step: float, false_alarm: float, min_independent: float) -> Non
         raise ValueError(f"min_independent={min_independent} must be 1 or more independent values")
 
 
-def _rings(shape: tuple[int, int], pixel: tuple[float, float], ring_width: float | None) -> _Rings:
+def _rings(shape: tuple[int, int], pixel: tuple[float, float], ring_width: float | str | None) -> _Rings:
     """The rings of `misr.fourier_ring_correlation`, for one window."""
     from scipy import sparse
 
-    lowest = 1 / min(shape[0] * pixel[0], shape[1] * pixel[1])
+    lowest = _lowest(shape, pixel)
+    if isinstance(ring_width, str) or not math.isfinite(ring_width or 0):
+        raise ValueError(f"ring_width={ring_width!r} must be a finite width in 1/Å, 'auto' or None")
     width = lowest if ring_width is None else float(ring_width)
     if not width >= lowest * (1 - 1e-9):
         raise ValueError(f"ring_width={width:g} is below one frequency pixel of a window ({lowest:.4g} 1/Å)")
@@ -222,6 +238,33 @@ def _rings(shape: tuple[int, int], pixel: tuple[float, float], ring_width: float
     row = np.searchsorted(used, half.ravel()[place])
     matrix = sparse.csr_matrix((mirrored.ravel()[place], (row, place)), shape=(used.size, half.size))
     return _Rings(matrix, frequency, independent, width)
+
+
+def _lowest(shape: tuple[int, ...], pixel: tuple[float, float]) -> float:
+    return 1 / min(shape[0] * pixel[0], shape[1] * pixel[1])
+
+
+def _lattice_width(
+    a: xr.DataArray, b: xr.DataArray, shape: tuple[int, int], pixel: tuple[float, float]
+) -> float | None:
+    """Ring width that spans the reflections of the whole field; None without any, or if a window's pixel does."""
+    taper = window_taper(a.shape, None if is_periodic(a) and is_periodic(b) else "hann")
+    first, second = (half_spectrum(weighted(image.values, taper)) for image in (a, b))
+    width = ring_width_of_lattice(first, second, make_rings(a.shape, pixel))
+    return None if width is None or width <= _lowest(shape, pixel) else width
+
+
+def _warn_of_gaps(rings: _Rings, frc: np.ndarray, level: np.ndarray, *, own: float) -> None:
+    """As `misr.frc_resolution` of one curve, for the mean of those that resolve anything: (window, ring).
+
+    Each window has the share ``own`` of its area to itself.
+    """
+    mean, n = frc.mean(axis=0), rings.independent * max(1.0, own * len(frc))
+    start = int(np.argmax(mean > level))  # leading rings that hold no contrast are no gaps
+    gap = find_gap(rings.frequency[start:], mean[start:], level[start:], n[start:], rings.width)
+    if gap is not None:
+        remedy = "local_resolution(…, ring_width='auto')"
+        warnings.warn(gap_words("the windows' mean FRC", remedy, *gap), stacklevel=3)
 
 
 def _starts(image: xr.DataArray, axis: int, inside: int, step: float) -> np.ndarray:
@@ -250,8 +293,8 @@ def _honest_rings(
     """The rings with fewer independent values where a steep spectrum leaks into them.
 
     Under a small window strong rings leak into weak ones, whose values are then all alike: counted by their pixels, one
-    in eight windows of two unrelated smooth images came out as resolved. How far unrelated images of these two spectra
-    correlate is tried out on noise.
+    in eight windows of two unrelated smooth images came out as resolved (``make resolution``). How far unrelated images
+    of these two spectra correlate is tried out on noise.
     """
     field = (_TRIAL_WINDOWS * shape[0], _TRIAL_WINDOWS * shape[1])
     trial = [_noise_like(image, field, pixel, rng) for image in images]

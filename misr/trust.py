@@ -8,39 +8,42 @@ electrons allow a linear image (`prior_share`); does it foretell electrons that 
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from misr._curves import named_curve
 from misr._provenance import append_history, describe_rng
-from misr._trust_controls import (
-    Pipeline,
-    linear_image,
-    run_pair,
-    shuffled_halves,
-    vacuum_halves,
-)
-from misr._trust_electrons import foretell
+from misr._trust_controls import Pipeline, central_crop, linear_image, shuffled_halves, vacuum_halves
 from misr._trust_prior import prior_share
-from misr._trust_statistics import artanh, chance_of, curve_spread
-from misr._trust_substitution import default_cut, noise_substitution, on_rings, trust_rings
+from misr._trust_rows import (
+    Row,
+    control_row,
+    electrons_rows,
+    prior_row,
+    statuses,
+    substitution_row,
+    verdict_words,
+)
+from misr._trust_substitution import default_cut, noise_substitution, rings_of, trust_rings
+from misr._trust_truth import checked_truth, covers, truth_row
 from misr.aberrations import aberrations_of
 from misr.dose import split_counts
-from misr.resolution import fourier_ring_correlation, frc_resolution, resolution_words
+from misr.resolution import frc_resolution, resolution_words
 
 __all__ = ["noise_substitution", "prior_share", "trust_report", "trust_words"]
 
 
 @dataclass
 class _Counted:
-    """A pipeline, how often it ran and for how long."""
+    """A pipeline, how often it ran and for how long; the bar moves with every run."""
 
     pipeline: Pipeline
+    bar: Any
     runs: int = 0
     seconds: float = 0.0
 
@@ -49,20 +52,8 @@ class _Counted:
         result = self.pipeline(cube)
         self.seconds += time.perf_counter() - start
         self.runs += 1
+        self.bar.update()
         return result
-
-
-@dataclass
-class _Row:
-    """One line of the report."""
-
-    name: str
-    passed: bool
-    words: str
-    value: float = math.nan
-    limit: float = math.nan
-    p_value: float = math.nan
-    curves: dict[str, xr.DataArray] = field(default_factory=dict)
 
 
 def trust_report(
@@ -72,7 +63,8 @@ def trust_report(
     truth: xr.DataArray | None = None,
     limit: xr.DataArray | None = None,
     beyond: float | None = None,
-    ring_width: float | None = None,
+    ring_width: float | str | None = None,
+    max_positions: int | None = 4096,
     threshold: str | float = "half-bit",
     tolerance: float = 0.1,
     alpha: float = 0.01,
@@ -83,9 +75,10 @@ def trust_report(
 
     The tests: *noise substitution* (`noise_substitution`), *prior share* (`prior_share` of the half maps), *vacuum*
     (the cube's mean pattern at every position, with counting noise) and *shuffled scan* (the recorded patterns in
-    random places), in both of which nothing must be resolved, *recorded electrons* (one half's image must foretell the
-    other half's electrons no worse than the linear fusion's does) and, with the truth, *truth* (the half maps must not
-    claim more than correlates with it).
+    random places), in both of which nothing must be resolved, *recorded electrons* (what one half's image adds to the
+    linear fusion's, and the other half's image too, must not be denied by the other half's electrons), *efficiency*
+    (whether it foretells them as well as the linear fusion's image does) and, with the truth, *truth* (the half maps
+    must not claim more than correlates with it, shift and sign of the image being found first).
 
     Parameters
     ----------
@@ -95,15 +88,18 @@ def trust_report(
     pipeline : callable
         From a cube to an image with dims ``("y", "x")``, or a Dataset that holds one as ``phase``.
     truth : xarray.DataArray, optional
-        The specimen's phase, rad, over the scanned field, where it is known.
+        The specimen's phase, rad, over the scanned field or at least half of it along each axis, where it is known.
     limit : xarray.DataArray, optional
         Half-map curve that the electrons allow a linear image (`misr.expected_frc`); by default measured, with the
-        linear fusion of the same halves.
+        linear fusion of the same halves. For a coarse scan: `misr.expected_frc_of_scan`.
     beyond : float, optional
         1/Å, see `noise_substitution`; by default a little before what the half maps of the method or of the linear
         fusion claim, whichever comes first.
-    ring_width : float, optional
+    ring_width : float or "auto", optional
         1/Å, see `noise_substitution`.
+    max_positions : int or None, default 4096
+        Made-up scans (random phases, vacuum, shuffled) and the comparison with the recorded electrons take no more
+        scan positions than this, from the middle; the half maps take all.
     threshold : str or float, default "half-bit"
         Of the claimed resolution.
     tolerance : float, default 0.1
@@ -118,18 +114,25 @@ def trust_report(
     Returns
     -------
     xarray.Dataset
-        Over ``test``: ``value`` and the ``limit`` it should stay below, ``p_value``, ``passed`` and ``words``. Over
-        ``frequency`` (1/Å): ``frc`` (half maps), ``frc_substituted``, ``frc_corrected``, ``linear_limit``, ``share``
-        with ``share_low`` and ``share_high``, ``frc_vacuum``, ``frc_shuffled``, and with the truth ``frc_truth``.
-        Scalars ``beyond``, ``resolution``, ``resolution_corrected`` and ``trusted``: all passed but perhaps the prior
-        share, since a specimen that repeats may exceed the linear limit honestly.
+        Over ``test``: ``value`` and the ``limit`` it should stay below, ``p_value``, ``status``, ``passed`` (status is
+        "passed") and ``words``. The status is "passed"; "FAILED"; "noted", for what may be honest (an excess over the
+        linear limit, an efficiency below the linear fusion's); "refused", where the method gave no image of a scan
+        without a specimen; or "not judged" (see `noise_substitution`). Over ``frequency`` (1/Å), each with its
+        interval where it has one: ``frc`` (half maps), ``frc_substituted``, ``frc_corrected``, ``linear_limit``,
+        ``share`` with ``share_low`` and ``share_high``, ``frc_vacuum``, ``frc_shuffled``, and with the truth
+        ``frc_truth``. Scalars ``beyond``, ``resolution``, ``resolution_corrected``, ``resolution_vacuum`` and
+        ``resolution_shuffled`` (Å; "unresolved" as should be), ``chi2`` with ``chi2_stderr`` and ``deviance`` with
+        ``deviance_expected`` (`misr.count_consistency` on unseen electrons: whether a thin phase object explains them
+        at all), and ``trusted``: no test failed. Neither a refusal nor what was not judged counts for or against;
+        `trust_words` names them in its headline.
         ``attrs["pipeline_runs"]`` counts the runs, ``attrs["time_in_runs"]`` is the time taken in units of one run.
         `trust_words` prints it, `misr.plot.plot_trust` draws it.
 
     Raises
     ------
     ValueError
-        As `misr.half_maps` and `noise_substitution`.
+        As `misr.half_maps` and `noise_substitution`, or if the truth does not fit the scan. On the scans without a
+        specimen a ValueError of the pipeline is its refusal; any other error is passed on.
 
     Examples
     --------
@@ -151,36 +154,35 @@ def trust_report(
     if aberrations_of(cube) is None:
         raise ValueError("the cube's aberrations are not known: calibrate it first, misr.calibrate_cube(cube)")
     split, substituting, empty, shuffling = np.random.default_rng(rng).integers(2**63, size=4).tolist()
-    counted = _Counted(pipeline)
+    part = central_crop(cube, max_positions)
+    given = None if truth is None else checked_truth(truth, cube, ring_width=trust_rings(part, ring_width))
     level = alpha / (5 if truth is None else 6)
-    steps = _progress(6, progress)
-    ring_width = trust_rings(cube, ring_width)
-    halves = half_maps(cube, counted, rng=split, ring_width=ring_width)
+    steps = _progress(8, progress)
+    counted = _Counted(pipeline, steps)
+    width = "auto" if ring_width is None else ring_width
+    halves = rings_of(part, half_maps(cube, counted, rng=split, ring_width=width), ring_width)
     plain = halves["frc"]
-    linear = half_maps(cube, linear_image, rng=split, ring_width=ring_width)
+    linear = half_maps(cube, linear_image, rng=split, ring_width=float(plain.attrs["ring_width"]))
     if beyond is None:
         # what a method claims beyond the linear fusion is what has to be tested
         beyond = min(default_cut(one["frc"], frc_resolution(one["frc"], threshold)) for one in (halves, linear))
-    steps.update()
+    specimen = given if given is not None and covers(given, cube) else None
     substituted = noise_substitution(
-        cube, counted, beyond=beyond, phase=truth, halves=halves, threshold=threshold, alpha=level,
-        rng=substituting,
+        cube, counted, beyond=beyond, phase=specimen, halves=halves, max_positions=max_positions, threshold=threshold,
+        alpha=level, rng=substituting,
     )  # fmt: skip
-    steps.update()
     bound = linear["frc"] if limit is None else limit
     share = prior_share(plain, bound, tolerance=tolerance, alpha=level, warn=False)
-    steps.update()
-    rows = [_substitution_row(substituted), _prior_row(share)]
+    rows = [substitution_row(substituted), prior_row(share)]
     for name, curve, made, seed in (
         ("vacuum", "frc_vacuum", vacuum_halves, empty),
         ("shuffled scan", "frc_shuffled", shuffled_halves, shuffling),
     ):
-        rows.append(_control(name, curve, made(cube, rng=seed), counted, plain, alpha=level, threshold=threshold))
-        steps.update()
-    rows.append(_electrons(halves, linear, split_counts(cube, rng=split)[1], alpha=level))
-    if truth is not None:
-        rows.append(_against_truth(halves, truth, tolerance=tolerance, alpha=level))
-    steps.update()
+        rows.append(control_row(name, curve, made(part, rng=seed), counted, plain, alpha=level, threshold=threshold))
+    unseen = central_crop(split_counts(cube, rng=split)[1], max_positions)
+    rows += electrons_rows(halves, linear, unseen, alpha=level)
+    if given is not None:
+        rows.append(truth_row(halves, given, tolerance=tolerance, alpha=level))
     steps.close()
     result = _assembled(rows, substituted, share)
     result.attrs |= {
@@ -191,7 +193,7 @@ def trust_report(
         "time_in_runs": round((time.perf_counter() - start) / max(counted.seconds / counted.runs, 1e-9), 1),
         "history": append_history(
             cube.attrs, "trust_report", alpha=alpha, tolerance=tolerance, threshold=threshold,
-            truth="given" if truth is not None else None, rng=describe_rng(rng),
+            truth="given" if truth is not None else None, max_positions=max_positions, rng=describe_rng(rng),
         ),
     }  # fmt: skip
     if not bool(share["passed"]):
@@ -202,139 +204,27 @@ def trust_report(
 def _progress(total: int, shown: bool) -> Any:
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="trust_report", unit="test", disable=not shown)
+    return tqdm(total=total, desc="trust_report", unit="run", disable=not shown)
 
 
-def _substitution_row(found: xr.Dataset) -> _Row:
-    return _Row(
-        "noise substitution",
-        bool(found["passed"]),
-        found.attrs["words"],
-        value=float(found["correlation"]),
-        limit=float(found["correlation_limit"]),
-        p_value=float(found["p_value"]),
-    )
-
-
-def _prior_row(found: xr.Dataset) -> _Row:
-    return _Row(
-        "prior share",
-        bool(found["passed"]),
-        found.attrs["words"],
-        value=float(found["significant_share"]),
-        limit=float(found.attrs["tolerance"]),
-        p_value=float(found["p_value"]),
-    )
-
-
-def _control(
-    name: str,
-    curve: str,
-    halves: tuple[xr.DataArray, xr.DataArray],
-    pipeline: Pipeline,
-    plain: xr.DataArray,
-    *,
-    alpha: float,
-    threshold: str | float,
-) -> _Row:
-    """Half maps of a scan without a specimen."""
-    width = float(plain.attrs["ring_width"])
-    try:
-        first, second, window = run_pair(pipeline, halves)
-    except (ValueError, RuntimeError) as error:
-        # a method may well refuse a scan in which there is nothing
-        return _Row(name, True, f"the method refuses it: {str(error).splitlines()[0]}")
-    chance = chance_of(first, second, ring_width=width, window=window, alpha=alpha)
-    frc = on_rings(fourier_ring_correlation(first, second, ring_width=width, window=window), plain)
-    passed = chance.p_value >= alpha
-    words = "nothing is resolved, as should be"
-    if not passed:
-        found = frc_resolution(frc.fillna(0.0).assign_attrs(frc.attrs), threshold)
-        words = (
-            f"with no specimen there, both halves show the same up to {chance.highest:.3g} 1/Å (half maps: "
-            f"{resolution_words(found)}): the method invents it"
-        )
-    return _Row(name, passed, words, chance.value, chance.limit, chance.p_value, {curve: frc})
-
-
-def _electrons(
-    halves: xr.Dataset, linear: xr.Dataset, unseen: xr.DataArray, *, alpha: float, lacking: float = 0.1
-) -> _Row:
-    """The first half's image on the second half's electrons."""
-    found = foretell(halves["first"], linear["first"], unseen, tolerance=lacking)
-    passed = found.p_value >= alpha
-    words = (
-        f"the image of one half gains {found.gain:.3g} nats per electron over vacuum on the other half's electrons, "
-        f"the linear fusion's {found.linear_gain:.3g}"
-    )
-    if not passed:
-        words += ": it holds what the electrons deny"
-    return _Row("recorded electrons", passed, words, found.lacking, lacking, found.p_value)
-
-
-def _against_truth(halves: xr.Dataset, truth: xr.DataArray, *, tolerance: float, alpha: float) -> _Row:
-    """Half maps that claim F correlate with the truth as √F, if they claim no more than is there."""
-    from misr.resample import phase_on_grid
-
-    plain = halves["frc"]
-    like = phase_on_grid(truth, like=halves["first"])
-    curves = [
-        fourier_ring_correlation(halves[name], like, ring_width=float(plain.attrs["ring_width"]), window=_window(plain))
-        for name in ("first", "second")
-    ]
-    measured = on_rings((curves[0] + curves[1]) / 2, plain).fillna(0.0)
-    # the sign of contrast is a convention
-    sign = 1.0 if float((measured * plain["n_independent"]).sum()) >= 0 else -1.0
-    coords = {name: plain[name] for name in ("frequency", "n_independent")}
-    held = xr.DataArray(
-        sign * measured.values, dims="frequency", coords=coords, name="frc_truth", attrs=dict(plain.attrs)
-    )
-    held.attrs |= {"kind": "truth", "long_name": "FRC of a half map against the truth"}
-    found = prior_share(plain, _squared(held), kind="half-map", tolerance=tolerance, alpha=alpha, warn=False)
-    words = "the half maps claim no more than correlates with the truth"
-    if not bool(found["passed"]):
-        words = (
-            f"the half maps claim more than correlates with the truth: {float(found['significant_share']):.0%} of the "
-            "spectral SNR they claim, where it is worst, is not the specimen's"
-        )
-    value, p_value = float(found["significant_share"]), float(found["p_value"])
-    return _Row("truth", bool(found["passed"]), words, value, tolerance, p_value, {"frc_truth": held})
-
-
-def _squared(frc: xr.DataArray) -> xr.DataArray:
-    """The half-map curve that a curve against truth allows, with its error bars: its square."""
-    spread = 1.96 * curve_spread(frc)
-    middle, low, high = (np.maximum(np.tanh(artanh(frc.values) + shift), 0.0) ** 2 for shift in (0.0, -spread, spread))
-    squared = frc.copy(data=middle).assign_coords(frc_low=("frequency", low), frc_high=("frequency", high))
-    return squared.assign_attrs(kind="half-map")
-
-
-def _window(frc: xr.DataArray) -> str | None:
-    told = str(frc.attrs.get("window", "None"))
-    return None if told == "None" else told
-
-
-def _assembled(rows: list[_Row], substituted: xr.Dataset, share: xr.Dataset) -> xr.Dataset:
+def _assembled(rows: list[Row], substituted: xr.Dataset, share: xr.Dataset) -> xr.Dataset:
     one = {"units": "1"}
-    bare = {"frequency", "n_independent"}
-    curves = {name: substituted[name] for name in ("frc", "frc_substituted", "frc_corrected")}
-    curves |= {"linear_limit": share["limit"]} | {name: share[name] for name in ("share", "share_low", "share_high")}
+    curves = {name: named_curve(substituted[name], name) for name in ("frc", "frc_substituted", "frc_corrected")}
+    curves["linear_limit"] = named_curve(share["limit"], "linear_limit")
+    curves |= {name: named_curve(share[name], name) for name in ("share", "share_low", "share_high")}
+    scalars = {name: substituted[name] for name in ("beyond", "resolution", "resolution_corrected")}
     for row in rows:
         curves |= row.curves
-    curves = {
-        name: curve if name == "frc" else curve.drop_vars([c for c in curve.coords if c not in bare])
-        for name, curve in curves.items()
-    }
+        scalars |= row.scalars
     table = {
         "value": ("test", [row.value for row in rows], one),
         "limit": ("test", [row.limit for row in rows], one),
         "p_value": ("test", [row.p_value for row in rows], one),
-        "passed": ("test", [row.passed for row in rows]),
+        "passed": ("test", [row.status == "passed" for row in rows]),
+        "status": ("test", [row.status for row in rows]),
         "words": ("test", [row.words for row in rows]),
     }
-    scalars = {name: substituted[name] for name in ("beyond", "resolution", "resolution_corrected")}
-    # an excess over the linear limit may be honest: it is told, and the other tests decide
-    trusted = xr.DataArray(all(row.passed for row in rows if row.name != "prior share"))
+    trusted = xr.DataArray(all(row.status != "FAILED" for row in rows))
     coords = {"test": [row.name for row in rows]}
     return xr.Dataset({**table, **curves, **scalars, "trusted": trusted}, coords=coords)
 
@@ -373,17 +263,18 @@ def trust_words(report: xr.Dataset) -> str:
     if missing:
         raise ValueError(f"the report lacks {missing}: make it with misr.trust_report")
     claim = resolution_words(report["resolution"])
-    if bool(report["passed"].all()):
-        head = f"passed every test, half maps: {claim}"
-    elif bool(report["trusted"]):
-        head = f"passed, but beyond the linear limit it is as good as its prior, half maps: {claim}"
+    status = statuses(report)
+    if bool(report["trusted"]):
+        head = f"{verdict_words(report)}, half maps: {claim}"
     else:
         head = f"NOT TO BE TRUSTED as it stands, half maps: {claim}"
         if "resolution_corrected" in report:
             head += f", less what the method puts in: {resolution_words(report['resolution_corrected'])}"
     lines = [f"{report.attrs.get('pipeline', 'method')}: {head}"]
-    for name, passed, words in zip(report["test"].values, report["passed"].values, report["words"].values, strict=True):
-        lines.append(f"  {'passed' if passed else 'FAILED'}  {name}: {words}")
+    lines += [
+        f"  {status[str(name)]}  {name}: {words}"
+        for name, words in zip(report["test"].values, report["words"].values, strict=True)
+    ]
     runs, took = report.attrs.get("pipeline_runs"), report.attrs.get("time_in_runs")
     lines.append(f"{runs} runs of the method; all took as long as {took}")
     return "\n".join(lines)

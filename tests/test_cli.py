@@ -314,3 +314,65 @@ def test_fit_refuses_a_bad_target_before_the_work(scan, capsys, monkeypatch):
 def test_confidence_survives_a_file(name, confident, tmp_path):
     misr.save_result(fitted(confident=confident, C10=(-1500.0, 3.0)), tmp_path / name)
     assert bool(misr.read_result(tmp_path / name).attrs["confident"]) is confident
+
+
+def test_benchmark_is_asked_for_what_was_typed(tmp_path, capsys, monkeypatch):
+    asked = {}
+
+    def run(folder, **options):
+        asked.update(options, folder=folder)
+        return misr.benchmark.table_from_rows(
+            [{"specimen": "glass", "method": "tcbf", "dose_e_per_A2": 50, "seed": 3, "resolution_A": 3.21}]
+        )
+
+    import misr.benchmark
+
+    monkeypatch.setattr("misr.benchmark.run_benchmark", run)
+    monkeypatch.setattr("misr.benchmark.write_report", lambda table, folder: folder / "report.html")
+    folder = tmp_path / "results"
+    typed = ["--preset", "tiny", "--workers", "2", "--doses", "50", "--seeds", "3", "--methods", "tcbf"]
+    assert main(["benchmark", "--folder", str(folder), *typed]) == 0
+    settings = asked["settings"]
+    assert (settings.preset, settings.doses, settings.seeds, settings.methods) == ("tiny", (50.0,), (3,), ("tcbf",))
+    assert (asked["folder"], asked["workers"]) == (folder, 2)
+    out = capsys.readouterr().out
+    assert "3.21" in out
+    assert "report.html" in out
+
+
+def test_benchmark_of_a_structure_file(tmp_path, monkeypatch):
+    from ase.build import bulk
+
+    file = tmp_path / "gold.cif"
+    bulk("Au", cubic=True).write(file)
+    asked = []
+
+    def run(folder, *, settings, **_):
+        asked.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("misr.benchmark.run_benchmark", run)
+    assert main(["benchmark", "--folder", str(tmp_path / "new"), "--structure", str(file)]) == 130
+    assert [one.name for one in asked[0].specimens] == ["gold"]
+    assert main(["benchmark", "--structure", str(tmp_path / "none.cif")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--methods", "magic"], "unknown method 'magic'"),
+        (["--doses", "-3"], "positive"),
+        (["--seeds", "1", "1"], "twice"),
+    ],
+)
+def test_benchmark_refuses_before_the_work(typed, said, tmp_path, capsys):
+    folder = tmp_path / "results"
+    assert main(["benchmark", "--preset", "tiny", "--folder", str(folder), *typed]) == 2
+    assert said in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_benchmark_does_not_resume_when_told_so(tmp_path, capsys):
+    (tmp_path / "results" / "cells").mkdir(parents=True)
+    assert main(["benchmark", "--folder", str(tmp_path / "results"), "--no-resume"]) == 2
+    assert "holds results already" in capsys.readouterr().err

@@ -242,3 +242,14 @@ def test_unusable_options(options, words):
     truth = image(texture((64, 64), np.random.default_rng(0)))
     with pytest.raises(ValueError, match=words):
         compare_images(truth, truth, **options)
+
+
+def test_of_a_dataset_its_phase_is_taken():
+    rng = np.random.default_rng(0)
+    truth, other = (image(texture((64, 64), rng) + 0.1 * rng.standard_normal((64, 64))) for _ in range(2))
+    fused = xr.Dataset({"phase": truth, "phase_std": truth * 0 + 1})
+    plain = compare_images(truth, other)
+    for pair in ((fused, other), (truth, xr.Dataset({"phase": other})), (fused, xr.Dataset({"phase": other}))):
+        xr.testing.assert_identical(compare_images(*pair), plain)
+    with pytest.raises(ValueError, match=r"reference: a Dataset of \['contrast'\] holds no 'phase'"):
+        compare_images(truth, xr.Dataset({"contrast": truth}))

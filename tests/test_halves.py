@@ -11,6 +11,8 @@ from hypothesis.extra.numpy import arrays
 from phase_object import at_dose
 
 import misr
+from misr.aberrations import aberrations_of
+from misr.cube import image_from_array
 from misr.dose import first_half, halves_in_turn, row_streams
 from misr.halves import NoElectronsError, half_map_frc, half_maps
 from misr.snr import full_dose_frc
@@ -193,14 +195,34 @@ def test_bad_pipelines_are_told(cube):
 
 
 def test_bad_arguments(cube):
-    with pytest.raises(ValueError, match="calibration='none' must be one of"):
-        half_maps(cube, calibration="none")
+    with pytest.raises(ValueError, match="calibration='guessed' must be one of"):
+        half_maps(cube, calibration="guessed")
     with pytest.raises(ValueError, match="needs the cube"):
         half_maps(misr.synthesize_views(cube), calibration="separate")
     with pytest.raises(ValueError, match="expected a cube"):
         half_maps(cube[0])
     with pytest.raises(ValueError, match="not a valid 4D-STEM cube"):
         half_maps(cube.assign_attrs(energy_eV=-1))
+
+
+def test_a_pipeline_that_needs_no_aberrations_is_spared_the_fit(cube, monkeypatch):
+    bare = cube.assign_attrs()
+    for name in [name for name in bare.attrs if name[:1] == "C" or name.startswith("phi")]:
+        del bare.attrs[name]
+    assert aberrations_of(bare) is None
+    monkeypatch.setattr("misr.halves.fit_aberrations", lambda _: pytest.fail("fitted"))
+    counts = bare.sum(["det_y", "det_x"])
+
+    def bright_field(half):
+        image = image_from_array(half.sum(["det_y", "det_x"]).values.astype(float), pixel_A=(2.0, 2.0))
+        return image.assign_attrs(aberrations=str(aberrations_of(half)))
+
+    found = half_maps(bare, bright_field, rng=0, calibration="none")
+    np.testing.assert_array_equal(found.first.values + found.second.values, counts.values)
+    assert found.first.attrs["aberrations"] == "None"
+    assert found.attrs["calibration"] == "none"
+    with pytest.raises(pytest.fail.Exception, match="fitted"):
+        half_maps(bare, bright_field, rng=0)
 
 
 def test_no_half_is_held_as_a_whole(cube, monkeypatch):

@@ -35,7 +35,7 @@ def small(carbon):
 
 def optics_of(power, *, defocus, method="linear", across=32, semiangle=SEMIANGLE, **blurs):
     blurs = {"source_size_A": 0.0, "focal_spread_A": 0.0} | blurs
-    found = read_scan_optics(power, method=method, energy_eV=None, semiangle_mrad=semiangle, aberrations=None,
+    found = read_scan_optics(power, method=method, energy_eV=None, semiangle_mrad=semiangle, aberrations={},
                              det_step_mrad=None, pixels_across=across, **blurs)  # fmt: skip
     return found.at_defocus(defocus)
 
@@ -84,6 +84,61 @@ def test_fine_steps_are_the_limit(carbon, method, against):
     coarse = expected_frc_of_scan(power, scan_step_A=5, **options)
     assert np.all(coarse <= fine + 1e-6)
     assert float((fine - coarse).max()) > 0.002
+
+
+def test_aberrations_in_the_attrs_count_as_in_the_limit():
+    power = misr.phase_power_of_slab("carbon", field_A=12)
+    known = power.assign_attrs(misr.aberrations.aberration_attrs({"C10": -150.0, "C30": 1e6}))
+    options = {"dose_e_per_A2": 300, "semiangle_mrad": SEMIANGLE, "scan_step_A": 0.45}
+    given = expected_frc_of_scan(power, aberrations={"C10": -150.0, "C30": 1e6}, **options)
+    np.testing.assert_allclose(expected_frc_of_scan(known, **options), given)
+    focused = expected_frc_of_scan(known, aberrations={}, **options)
+    assert float(abs(focused - given).max()) > 0.05
+    with pytest.raises(ValueError, match="aberrations not known"):
+        expected_frc_of_scan(power, **options)
+    # a plan has its own defoci, whatever the image was taken at
+    ask = {"resolution_A": 2.5, "semiangle_mrad": SEMIANGLE, "defocus_A": 300, "scan_step_A": 1}
+    assert float(plan_acquisition(known, **ask).best_dose) == float(plan_acquisition(power, **ask).best_dose)
+
+
+@pytest.mark.filterwarnings("ignore:upsample=4. at:UserWarning")
+def test_a_plan_from_a_fusion_is_not_made_of_its_noise(make_views):
+    """Noise adds power, Wiener weights take some off: a plan from the mere image believes either."""
+    views, truth = make_views("atoms", dose=3000, rng=0)
+    fused = misr.fuse_linear(views, upsample=4)
+    truth = as_sampled(truth, -1500.0).assign_attrs(fused.phase.attrs, units="rad")
+    rings = {"ring_width": 0.15, "window": None}
+    wanted, found, mere = (misr.radial_power_spectrum(given, **rings) for given in (truth, fused, fused.phase))
+    assert found.frequency[-1] < mere.frequency[-1]  # what it does not show is not made up
+    band = slice(0.1, 0.6)
+    np.testing.assert_allclose((found / wanted).sel(frequency=band), 1, atol=0.25)
+    assert float((mere / wanted).sel(frequency=band)[-1]) < 0.6
+    ask = {"resolution_A": 2.0, "defocus_A": 500, "scan_step_A": 2} | rings
+    plans = [plan_acquisition(given, **ask) for given in (truth, fused, fused.phase)]
+    known, fair, naive = (float(plan.best_dose) for plan in plans)
+    assert 0.7 * known < fair < 1.3 * known
+    assert naive > 1.5 * known
+    assert plans[1].attrs["concentration"] == pytest.approx(plans[2].attrs["concentration"], rel=0.3)
+    with pytest.raises(ValueError, match="holds no 'phase'"):
+        plan_acquisition(fused[["transfer"]], **ask)
+
+
+def test_noise_of_an_image_is_no_power_of_the_object():
+    """White noise as strong as a white object, both and the transfer known."""
+    rng = np.random.default_rng(3)
+    shape, pixel = (128, 96), 0.5
+    q = [np.fft.fftshift(np.fft.fftfreq(n, pixel)) for n in shape]
+    transfer = 0.7 + 0.2 * np.cos(2 * np.pi * np.hypot(q[0][:, None], q[1]))
+    seen = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * np.fft.ifftshift(transfer)).real
+    attrs = {"period_A": [64.0, 48.0]}
+    image = image_from_array(seen + rng.standard_normal(shape), pixel_A=(pixel, pixel), attrs=attrs)
+    spectra = {"noise_std": 0 * transfer + pixel, "transfer": transfer}
+    coords = {"frequency_y": q[0], "frequency_x": q[1]}
+    given = xr.Dataset({name: (tuple(coords), values) for name, values in spectra.items()}, coords)
+    power = misr.radial_power_spectrum(given.assign(phase=image), ring_width=0.1)
+    weight = power.n_independent
+    assert float((power * weight).sum() / weight.sum()) == pytest.approx(pixel**2, rel=0.2)
+    assert float(misr.radial_power_spectrum(image, ring_width=0.1).mean()) > 1.2 * pixel**2
 
 
 def test_every_cell_lies_above_the_bounds(small, carbon):
@@ -219,6 +274,30 @@ def test_sums_over_the_field_and_the_beam(carbon, small):
     assert plan.status.values.tolist() == [["above the dose limit", "found"]]
     assert "625 positions" in plan_words(plan)
     assert "at 2 pA" in plan_words(plan)
+
+
+def test_a_scan_that_must_give_more_counts_what_it_gives(carbon):
+    """2 pA for 50 µs on each Å² are 624 electrons, whatever less would do."""
+    options = {"resolution_A": 2.5, "semiangle_mrad": SEMIANGLE, "defocus_A": [400, 500], "scan_step_A": 1}
+    beam = {"beam_current_pA": 2.0, "shortest_dwell_s": 5e-5, "field_A": 100.0}
+    plan = plan_acquisition(carbon, **options, **beam)
+    given = 2e-12 * 5e-5 / 1.602176634e-19
+    assert float(plan.dose.max()) < 0.5 * given
+    for name, wanted in (("best_dose", given), ("electrons_per_position", given), ("electrons", given * 1e4)):
+        np.testing.assert_allclose(plan[name], wanted, err_msg=name)
+    words, needed = plan_words(plan), plan.dose.sel(defocus=float(plan.best_defocus)).item()
+    assert "(624 electrons per position)" in words
+    assert "6.2e+06 electrons in the field" in words
+    assert f"{needed:.2g} e/Å² would do: the shortest dwell gives more." in words or f"{needed:.0f} e/Å² would" in words
+    assert "would do" not in plan_words(plan_acquisition(carbon, **options, beam_current_pA=2.0))
+    overlay = list(plot_plan(plan))
+    ring, curve = overlay[-1], overlay[1]
+    assert ring.dimension_values("dose")[0] == pytest.approx(given)
+    np.testing.assert_allclose(curve.dimension_values("dose"), given)
+    # two defoci that need different doses get the same one: both serve
+    assert "Defocus from 400 to 500 Å serves as well" in words
+    refused = plan_acquisition(carbon, **options, **beam, dose_limit_e_per_A2=300)
+    assert "at least 624 e/Å² is what the shortest dwell gives, above the dose limit" in plan_words(refused)
 
 
 def test_words_say_what_to_set_or_why_not(carbon, small, tmp_path):

@@ -98,6 +98,27 @@ def test_a_curve_against_truth_is_read_as_one():
     assert render(overlay).title.text == f"truth: {float(misr.frc_resolution(frc, 0.5)):.2f} Å"
 
 
+def test_a_limit_of_another_kind_is_refused_or_read_as_what_the_curve_shows():
+    halves, truth = curve([1.0, 0.8, 0.4, 0.1], kind="half-map"), curve([1.0, 0.9, 0.6, 0.3], kind="truth")
+    against_truth = curve([1.0, 0.95, 0.7, 0.4], against="truth")
+    against_halves = curve([0.9, 0.85, 0.5, 0.2], against="half-map")
+    for frc, limit, wish in ((halves, against_truth, "half-map"), (truth, against_halves, "truth")):
+        with pytest.raises(ValueError, match=rf"the limit 'dose' is one against.*against='{wish}'"):
+            plot_frc(frc, limits={"dose": limit})
+    for frc, more in ((halves, {}), (halves, {"truth": truth})):
+        plot_frc(frc, limits={"dose": against_halves}, **more)
+    plot_frc(halves, truth=truth, limits={"dose": against_truth})
+    with pytest.raises(ValueError, match="half maps' own FRC"):
+        plot_frc(curve([1.0, 0.1], kind="full-dose"), limits={"dose": against_halves})
+    # half maps show their aliases too, whichever way the limit was asked for
+    shown = ("frequency", [0.9, 0.8, 0.75, 0.7])
+    for limit in (against_truth, against_halves):
+        drawn = curves(plot_frc(halves, limits={"dose": limit.assign_coords(half_maps=shown)}))[0]
+        np.testing.assert_allclose(drawn.dimension_values("FRC"), shown[1])
+    both = plot_frc(halves, truth=truth, limits={"dose": against_truth.assign_coords(half_maps=shown)})
+    np.testing.assert_allclose(curves(both)[0].dimension_values("FRC"), against_truth)
+
+
 def test_what_is_no_limit_is_refused():
     with pytest.raises(ValueError, match=r"misr\.expected_frc"):
         plot_frc(curve([1.0, 0.5]), limits={"limit": xr.DataArray([1.0, 0.5])})

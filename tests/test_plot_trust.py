@@ -80,6 +80,18 @@ def test_tests_are_lines_of_words_under_a_verdict(passed, trusted, verdict):
     assert verdict in table.opts.get("plot").kwargs["title"]
 
 
+def test_refusals_are_no_passes_and_intervals_are_drawn():
+    given = report(passed=(True, True, False)).assign(status=("test", ["passed", "passed", "refused"]))
+    layout = plot_trust(given)
+    assert elements(layout[2], hv.Text)[2].data[2].startswith("refused")
+    assert "the method refused: vacuum" in layout[2].opts.get("plot").kwargs["title"]
+    assert not elements(layout[0], hv.Area)
+    ends = {f"frc_vacuum_{end}": ("frequency", np.full(5, value)) for end, value in (("low", -0.1), ("high", 0.2))}
+    bands = elements(plot_trust(given.assign_coords(ends))[0], hv.Area)
+    assert len(bands) == 1
+    np.testing.assert_allclose(bands[0].dimension_values("upper"), 0.2)
+
+
 def test_figure_renders_with_its_units():
     figure = render(plot_trust(report()))
     labels = {axis.axis_label for axis in figure.select({"type": _axis()})}

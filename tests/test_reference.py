@@ -243,9 +243,7 @@ def test_ptychography_is_that_of_py4dstem():
 
 def test_options_reach_py4dstem(cube):
     plain = reconstruct_ptychography(cube, iterations=1, rng=0, progress=False)
-    smooth = reconstruct_ptychography(
-        cube, iterations=1, rng=0, progress=False, reconstruct_options={"gaussian_filter_sigma": 1.0}
-    )
+    smooth = reconstruct_ptychography(cube, iterations=1, rng=0, progress=False, smoothing_A=1.0)
     assert float(smooth.std()) < 0.8 * float(plain.std())
     blurred = reconstruct_parallax(cube, progress=False, alignment_options={"kde_sigma_px": 0.5})
     assert float(blurred.std()) < float(reconstruct_parallax(cube, progress=False).std())

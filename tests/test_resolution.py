@@ -62,7 +62,7 @@ def test_sigma_thresholds(k, n):
     assert float(misr.frc_threshold(f"{k}-sigma", n)) == pytest.approx(k / np.sqrt(2 * n / 2))
 
 
-@pytest.mark.parametrize("kind", ["bit", "", "sigma", "-2-sigma", 0, 1, -0.5, 1.5])
+@pytest.mark.parametrize("kind", ["bit", "", "sigma", "-2-sigma", 0, 1, -0.5, 1.5, None, (0.1, 0.2), float("nan")])
 def test_unknown_threshold(kind):
     with pytest.raises(ValueError, match=r"must (be one of|lie between)"):
         misr.frc_threshold(kind, 10.0)
@@ -141,6 +141,9 @@ def test_ring_below_one_frequency_pixel():
     a = noise((32, 32), 0)
     with pytest.raises(ValueError, match=r"ring_width=0\.05 is below one frequency pixel"):
         misr.fourier_ring_correlation(a, a, ring_width=0.05)
+    for width in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"ring_width={width} must be a finite width"):
+            misr.fourier_ring_correlation(a, a, ring_width=width)
 
 
 @pytest.mark.parametrize("window", ["hann", None])
@@ -311,6 +314,11 @@ def test_what_a_mask_leaves_out_does_not_matter():
     other = holed.fillna(1e6)
     np.testing.assert_array_equal(misr.fourier_ring_correlation(holed, other, mask=mask.values), frc)
     assert frc.attrs["mask"] == "shared"
+    listed = misr.fourier_ring_correlation(holed, holed, mask=mask.values.tolist())
+    assert listed.attrs["mask"] == "shared"
+    np.testing.assert_array_equal(listed, frc)
+    pair = misr.fourier_ring_correlation(holed, holed, mask=[mask.values.tolist(), 0.5 * mask])
+    assert pair.attrs["mask"] == "pair"
     with pytest.raises(ValueError, match="leave them out by a mask"):
         misr.fourier_ring_correlation(holed, holed)
 

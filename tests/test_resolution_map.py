@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -147,6 +149,38 @@ def test_periodic_fields_wrap_round():
     np.testing.assert_array_equal(np.roll(every[0].values, (13, 7), (0, 1)), every[1].values)
 
 
+def crystal(shape, cell_A=8.0, pixel_A=0.5):
+    """Of three random atoms a cell, Gaussian of 0.3 Å."""
+    y, x = np.indices(shape) * pixel_A
+    made = np.zeros(shape)
+    for at_y, at_x in np.random.default_rng(0).uniform(0, cell_A, (3, 2)):
+        away = [(each - at + cell_A / 2) % cell_A - cell_A / 2 for each, at in ((y, at_y), (x, at_x))]
+        made += np.exp(-(away[0] ** 2 + away[1] ** 2) / (2 * 0.3**2))
+    return made / made.std()
+
+
+def test_rings_of_a_crystal_span_its_lattice():
+    """Windows of 40 Å see the gaps between reflections 0.125 1/Å apart, which say nothing about resolution."""
+    rng = np.random.default_rng(1)
+    signal = crystal((192, 192))
+    a, b = (image(signal + rng.standard_normal(signal.shape)) for _ in range(2))
+    with pytest.warns(UserWarning, match=r"the windows' mean FRC falls.*local_resolution\(…, ring_width='auto'\) or 0"):
+        local_resolution(a, b, window_A=40.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = local_resolution(a, b, window_A=40.0, ring_width="auto")
+    assert 0.125 < found.frc.attrs["ring_width"] < 0.2
+    assert found.attrs["ring_width"] == misr.fourier_ring_correlation(a, b, ring_width="auto").attrs["ring_width"]
+
+
+def test_automatic_rings_without_a_lattice_are_those_of_the_window():
+    pair = two_halves(0, shape=(64, 96))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        auto, plain = (local_resolution(*pair, window_A=16.0, ring_width=width) for width in ("auto", None))
+    xr.testing.assert_identical(auto.drop_attrs(), plain.drop_attrs())
+
+
 def test_labels_and_history():
     found = local_resolution(*two_halves(0, shape=(64, 96)), window_A=16.0, threshold=0.143)
     assert isinstance(found, xr.Dataset)
@@ -176,6 +210,8 @@ def test_batches_change_nothing(monkeypatch):
         ({"window_A": float("nan")}, "positive length"),
         ({"window_A": 16.0, "step_A": 0.0}, "step_A=0"),
         ({"window_A": 16.0, "ring_width": 0.01}, "below one frequency pixel of a window"),
+        ({"window_A": 16.0, "ring_width": float("inf")}, "ring_width=inf must be a finite width"),
+        ({"window_A": 16.0, "ring_width": "wide"}, "ring_width='wide' must be"),
         ({"window_A": 16.0, "false_alarm": 0.0}, "false_alarm=0"),
         ({"window_A": 16.0, "min_independent": 0.0}, "min_independent"),
         ({"window_A": 16.0, "threshold": "2-bit"}, "must be one of"),

@@ -51,11 +51,11 @@ def _local_chance(seeds: int) -> Iterator[str]:
         "many values as their pixels say"
     )
     rows, sums = [], np.zeros(2, dtype=int)
-    for spectrum, amplitude in UNRELATED.items():
+    for number, (spectrum, amplitude) in enumerate(UNRELATED.items()):
         for window_A in (8.0, 16.0, 24.0, 48.0):
             found, plain = np.zeros(2, dtype=int), np.zeros(2, dtype=int)
             for seed in range(seeds):
-                rng = np.random.default_rng([41, round(window_A), seed + 1])
+                rng = np.random.default_rng([41, number, round(window_A), seed + 1])
                 pair = [image(white_through((256, 256), amplitude, rng)) for _ in range(2)]
                 options = {"window_A": window_A, "step_A": window_A / 2}
                 found += _resolved(misr.local_resolution(*pair, **options))
@@ -190,12 +190,12 @@ def _false_alignments(seeds: int) -> Iterator[str]:
     )
     rows = []
     total, means = 0, {True: [], "always": []}
-    for spectrum, amplitude in UNRELATED.items():
+    for number, (spectrum, amplitude) in enumerate(UNRELATED.items()):
         for periodic in (True, False):
             moved_ones: int = 0
             here: dict[Any, list[float]] = {True: [], "always": []}
             for seed in range(seeds):
-                rng = np.random.default_rng([52, seed + 1])
+                rng = np.random.default_rng([52, number, periodic, seed + 1])
                 pair = [image(white_through((64, 64), amplitude, rng), periodic=periodic) for _ in range(2)]
                 for way, curves in here.items():
                     result = misr.compare_images(*pair, max_shift_A=5, false_alarm=0.01, register=way)
