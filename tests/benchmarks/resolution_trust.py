@@ -34,7 +34,7 @@ def trust_part(seeds: int) -> Iterator[str]:
     doses = " and ".join(f"{dose:g}" for dose in DOSES)
     yield (
         f"misr.trust_report of amorphous films (48 × 48 Å; {seeds} films at each of {doses} e/Å², the truth given):\n"
-        "how many reports each test fails at alpha=0.01 for the whole report, and below, the share, %, in which its "
+        "how many reports do not pass each test at alpha=0.01 for the whole, and below, the share, %, in which its "
         "p-value is\nbelow 0.05"
     )
     rows, tests = [], []
