@@ -20,7 +20,6 @@ __all__ = ["ratio_words", "table_words", "write_report"]
 
 _SHOWN_DOSES = (100.0, 1000.0)
 _RATIO_RESOLUTIONS = (5.0, 4.0, 3.0, 2.5, 2.0, 1.7, 1.5, 1.3)
-_READINGS = {"resolution_A": "FRC against truth 0.5", "half_map_resolution_A": "half maps, half-bit"}
 _COSTS = ("seconds", "search_seconds", "extra_memory_MiB")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2em auto; padding: 0 1em; }

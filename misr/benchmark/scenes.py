@@ -23,7 +23,6 @@ __all__ = ["make_scene", "scene_path", "structure_atoms"]
 
 _MOST_STRAIN = 0.01
 _MOST_REPEATS = 200
-_REACH = 0.95  # of the band limit, as far as the linear fusion goes
 
 
 def scene_path(folder: Path, settings: BenchmarkSettings, specimen: Specimen, seed: int) -> Path:
@@ -89,11 +88,12 @@ def _simulate(settings: BenchmarkSettings, specimen: Specimen, seed: int) -> xr.
 
 
 def _whole_band(counts: xr.DataArray) -> int:
-    """Pixels per scan step that show (95 % of) the band 2α/λ: geometry alone, so the dose does not matter."""
+    """Pixels per scan step that show the band 2α/λ: geometry alone, so the dose does not matter."""
+    from misr.fusion.geometry import pixels_for_band
     from misr.optics import electron_wavelength
 
-    limit = 2e-3 * float(counts.attrs["semiangle_mrad"]) / electron_wavelength(float(counts.attrs["energy_eV"]))
-    return max(1, math.ceil(2 * _REACH * limit * max(scan_step(counts)) - 1e-6))
+    cutoff = 1e-3 * float(counts.attrs["semiangle_mrad"]) / electron_wavelength(float(counts.attrs["energy_eV"]))
+    return pixels_for_band(cutoff, scan_step(counts))
 
 
 def _ring_width(truth: xr.DataArray, specimen: Specimen) -> float:

@@ -13,7 +13,16 @@ from misr.aberrations import aberrations_of
 from misr.cube import is_periodic, scan_step
 from misr.optics import electron_wavelength, pixel_width, rotate
 
-__all__ = ["ScanGrid", "ViewGeometry", "check_upsample", "choose_upsample", "folds", "scan_grid", "view_geometry"]
+__all__ = [
+    "ScanGrid",
+    "ViewGeometry",
+    "check_upsample",
+    "choose_upsample",
+    "folds",
+    "pixels_for_band",
+    "scan_grid",
+    "view_geometry",
+]
 
 _FEW_FOLDS = 8  # on an axis: cheap enough for any number of views
 _BAND_SHARE = 0.95  # of 2α/λ that "auto" must reach: the overlap beyond it is under 1 % of the aperture
@@ -244,7 +253,12 @@ def folds(geometry: ViewGeometry, step: tuple[float, float]) -> int:
 
 
 def _needed(geometry: ViewGeometry, step: tuple[float, float]) -> int:
-    return max(1, math.ceil(_BAND_SHARE * 2 * max(step) * 2 * geometry.cutoff))
+    return pixels_for_band(geometry.cutoff, step)
+
+
+def pixels_for_band(cutoff: float, step: tuple[float, float]) -> int:
+    """Pixels per scan step that show the band ``2 cutoff`` (1/Å), as far as it is worth unfolding."""
+    return max(1, math.ceil(_BAND_SHARE * 2 * max(step) * 2 * cutoff))
 
 
 def scan_grid(views: xr.DataArray, *, upsample: int) -> ScanGrid:
