@@ -108,9 +108,8 @@ def cube_from_phase(
     cube.attrs = {**like.attrs, "units": "electrons", "dose_e_per_A2": dose}
     note = {"dose_e_per_A2": dose_e_per_A2, "rng": describe_rng(rng), "center_mrad": made.center_mrad}
     cube.attrs["history"] = append_history(phase.attrs, "cube_from_phase", **note)
-    if dose_e_per_A2 is None and rng is None:
-        return cube
-    return apply_dose(cube, dose if dose_e_per_A2 is None else dose_e_per_A2, rng=rng)
+    expected = dose_e_per_A2 is None and rng is None
+    return cube if expected else apply_dose(cube, dose if dose_e_per_A2 is None else dose_e_per_A2, rng=rng)
 
 
 def _lazy(made: PhaseObject, like: xr.DataArray, electrons: float) -> Any:
@@ -316,8 +315,7 @@ def _disk_of(like: xr.DataArray, center_mrad: tuple[float, float] | None) -> tup
 
 def _geometric_reach(cutoff: float, optics: dict[str, Any]) -> float:
     """Furthest that aberrations take a ray of the probe from its middle, Å."""
-    angle = np.linspace(0, 2 * np.pi, 73)[:, None]
-    k = cutoff * np.linspace(0, 1, 21)
+    angle, k = np.linspace(0, 2 * np.pi, 73)[:, None], cutoff * np.linspace(0, 1, 21)
     slope = aberration_gradient(k * np.sin(angle), k * np.cos(angle), **optics)
     return float(np.hypot(*slope).max()) / (2 * math.pi)
 
@@ -363,29 +361,37 @@ def _on_grid(
     """The phase less its surroundings on the grid, which is turned against the image's axes; surroundings 0."""
     from scipy import ndimage
 
-    axes = [first[i] + pitch[i] * np.arange(size[i]) for i in range(2)]
-    y, x = rotate(axes[0][:, None], axes[1][None, :], turn)
+    y, x = (first[i] + pitch[i] * np.arange(size[i]) for i in range(2))
+    y, x = rotate(y[:, None], x[None, :], turn)
     pixel = _pixel(phase)
     values = np.asarray(phase.values, dtype=float)
     index = [
         np.broadcast_to((at - float(phase[dim][0])) / step, (size[0], size[1]))
         for at, dim, step in zip((y, x), ("y", "x"), pixel, strict=True)
     ]
+    # what the grid cannot hold would come back at other frequencies
+    cut = [0.5 / max(pitch) * step for step in pixel]
     if _wraps(phase, like):
-        fine = _doubled(values - values.mean())
+        fine = _doubled(_low_passed(values - values.mean(), cut))
         return np.asarray(ndimage.map_coordinates(fine, [2 * i for i in index], order=5, mode="grid-wrap"))
     border = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]]).mean()
     mirrored = np.pad(values - border, [(0, n) for n in values.shape], mode="symmetric")
-    fine = _doubled(mirrored)
-    result = ndimage.map_coordinates(fine, [2 * i for i in index], order=5, mode="grid-wrap")
+    fine = _doubled(_low_passed(mirrored, cut))
+    found = ndimage.map_coordinates(fine, [2 * i for i in index], order=5, mode="grid-wrap")
     inside = [(i > -0.5) & (i < n - 0.5) for i, n in zip(index, values.shape, strict=True)]
-    return np.asarray(np.where(inside[0] & inside[1], result, 0.0))
+    return np.asarray(np.where(inside[0] & inside[1], found, 0.0))
 
 
 def _wraps(phase: xr.DataArray, like: xr.DataArray) -> bool:
     """Whether the image is one period: by its own attrs, or those of the scan that it covers."""
     period = phase.attrs.get("period_A", like.attrs.get("period_A") if is_periodic(like) else None)
     return period is not None and is_periodic(phase.assign_attrs(period_A=period))
+
+
+def _low_passed(values: np.ndarray, cut: list[float]) -> np.ndarray:
+    """Frequencies of a periodic image within the ellipse with these half axes, cycles per pixel."""
+    y, x = np.fft.fftfreq(values.shape[0]) / cut[0], np.fft.rfftfreq(values.shape[1]) / cut[1]
+    return np.fft.irfft2(np.fft.rfft2(values) * (np.hypot(y[:, None], x) <= 1), s=values.shape)
 
 
 def _doubled(values: np.ndarray) -> np.ndarray:

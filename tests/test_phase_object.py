@@ -170,6 +170,15 @@ def test_pixels_of_the_image_do_not_matter(scan):
     assert disagreement(a, b) < 0.02
 
 
+def test_what_is_finer_than_the_detector_can_tell_does_not_come_back_folded(scan):
+    cube, _ = scan
+    noise = 0.05 * np.random.default_rng(2).normal(size=(256, 256))
+    fine = image_from_array(noise, pixel_A=(0.125, 0.125), attrs={"period_A": [32.0, 32.0]})
+    smooth = misr.phase_on_grid(fine, like=image_from_array(np.zeros((80, 80)), pixel_A=(0.4, 0.4)))
+    a, b = (cube_from_phase(image, like=cube, **CENTER) for image in (fine, smooth))
+    assert disagreement(a, b) < 0.05
+
+
 def test_chunks_do_not_matter(scan):
     cube, truth = scan
     lazy = cube.chunk(scan_y=5, scan_x=7)
