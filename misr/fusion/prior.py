@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from misr.fusion.kernels import Frequencies
+from misr.fusion.spread import for_each
+from misr.fusion.workspace import Workspace
 
 __all__ = ["NormalEquations", "Posterior", "Rings", "excess_residual", "learn_ring_power", "make_rings", "solve"]
 
-_FIXED_POINT_STEPS = 10
-_SETTLED = 0.02  # mean relative change of the power at which the fixed point is left
+_STEPS, _INNER_STEPS = 10, 10  # solves at most; steps between two of them
+_SETTLED = 0.02  # mean relative change of the power from solve to solve at which it is left
 _NOTHING = 1e-30  # rad²
-_WIDE = 5.0  # rings
-_SMOOTH, _SINGLE = (0.8, 3.0), (0.0, 1.0)  # width over rings, pseudo-modes
+_WIDE, _NARROW, _PSEUDO = 5.0, 0.8, 3.0  # rings, rings, modes
+_LEVELS = torch.arange(-16, 9, dtype=torch.float64) / 4  # powers of ten that a ring's power can be off the smooth one
+_LEAST_TOLD = 1e-7  # of the true amplitude: a frequency with less teaches nothing
 _POWER_FLOOR = 1e-9  # of the strongest ring: keeps the precision finite where there is no signal
 _LEAST_FREE = 0.1  # of the views
 _SINGLE_PRECISION = 2e-7
@@ -40,14 +45,20 @@ class NormalEquations:
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """What is known of each object frequency, given the counts and its power; all (scan frequency, unknown)."""
+class Estimate:
+    """What the counts and the power say of each object frequency: what learning the power needs."""
 
-    mean: torch.Tensor  # complex
-    variance: torch.Tensor  # of the unknown about the mean: noise, and what the prior leaves open
-    transfer: torch.Tensor  # share of the true value that is in the mean: 0 to 1
-    noise: torch.Tensor  # variance of the mean that is due to counting
+    mean: torch.Tensor  # (scan frequency, unknown), complex
+    transfer: torch.Tensor  # (scan frequency, unknown): share of the true value that is in the mean, 0 to 1
     evidence: torch.Tensor  # (scan frequency,): log-likelihood ratio of the counts to no signal at all
+
+
+@dataclass(frozen=True)
+class Posterior(Estimate):
+    """... and how far each can be off; all (scan frequency, unknown)."""
+
+    variance: torch.Tensor  # of the unknown about the mean: noise, and what the prior leaves open
+    noise: torch.Tensor  # variance of the mean that is due to counting
 
 
 def solve(equations: NormalEquations, *, power: torch.Tensor) -> Posterior:
@@ -56,17 +67,24 @@ def solve(equations: NormalEquations, *, power: torch.Tensor) -> Posterior:
     ``A/N`` is the noise covariance of ``b``, so ``N A + 1/P`` is the posterior precision. It is solved in units of the
     prior's standard deviation, where it is ``1 + N √P A √P``.
     """
+    noise = torch.empty(equations.vector.shape, dtype=torch.float64, device=equations.vector.device)
+    found = estimate(equations, power=power, noise=noise)
+    variance = power * (1 - found.transfer)
+    return Posterior(found.mean, found.transfer, found.evidence, variance, noise)
+
+
+def estimate(equations: NormalEquations, *, power: torch.Tensor, noise: torch.Tensor | None = None) -> Estimate:
+    """`solve` without the error bars; ``noise`` is filled if given."""
     n_freq, unknowns = equations.vector.shape
     options: dict[str, Any] = {"device": equations.vector.device}
     mean = torch.empty((n_freq, unknowns), dtype=torch.complex128, **options)
+    transfer = torch.empty((n_freq, unknowns), dtype=torch.float64, **options)
     evidence = torch.empty(n_freq, dtype=torch.float64, **options)
-    variance, transfer, noise = (torch.empty((n_freq, unknowns), dtype=torch.float64, **options) for _ in range(3))
-    chunk = max(1, _SOLVED_BYTES // (16 * unknowns**2))
-    for first in range(0, n_freq, chunk):
-        part = slice(first, first + chunk)
+
+    def fill(part: slice, work: Workspace) -> None:
         spread = power[part].sqrt()
-        scaled = equations.matrix[part].to(torch.complex128)
         weighted = spread * equations.electrons[part, None]
+        scaled = equations.matrix[part].to(torch.complex128)
         scaled = scaled * (spread[:, :, None] * weighted[:, None, :])
         diagonal = torch.diagonal(scaled, dim1=-2, dim2=-1)
         # the matrix is summed in single precision: what it says below that is rounding
@@ -79,10 +97,14 @@ def solve(equations: NormalEquations, *, power: torch.Tensor) -> Posterior:
         logdet = 2 * torch.diagonal(factor, dim1=-2, dim2=-1).real.log().sum(dim=-1)
         evidence[part] = (right.conj() * whitened).real.sum(dim=-1) - logdet
         left = torch.diagonal(inverse, dim1=-2, dim2=-1).real.clamp(0, 1)
-        variance[part] = power[part] * left
         transfer[part] = 1 - left
-        noise[part] = power[part] * (left - (inverse.real**2 + inverse.imag**2).sum(dim=-1)).clamp(min=0)
-    return Posterior(mean, variance, transfer, noise, evidence)
+        if noise is not None:
+            length = torch.linalg.vector_norm(torch.view_as_real(inverse).flatten(2), dim=-1)
+            noise[part] = power[part] * (left - length**2).clamp(min=0)
+
+    size = max(1, _SOLVED_BYTES // (16 * unknowns**2))
+    for_each([slice(first, first + size) for first in range(0, n_freq, size)], fill, device=equations.vector.device)
+    return Estimate(mean, transfer, evidence)
 
 
 @dataclass(frozen=True)
@@ -138,16 +160,13 @@ def learn_ring_power(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Signal power per ring, by evidence maximisation, and the share of each ring's modes that the data determine.
 
-    The start is one power for all rings (the moment estimate ``Σ (|b|² - A/N) / Σ A²``); then each ring's power is
-    ``Σ |φ|² / Σ (1 - var φ / P)``, the evidence fixed point of MacKay (1992, Neural Computation 4, 415), whose
-    denominator counts the modes that the data determine. A few pseudo-modes from neighbouring rings stand in where
-    that count is near zero, so that rings without information do not invent power.
-
-    Amorphous matter has a smooth power, a crystal's jumps from ring to ring. Both are tried, and rings of their own
-    kept only if the evidence rises by more than so many parameters must raise it (Schwarz 1978, Ann. Stat. 6, 461).
+    The start is one power for all rings (the moment estimate ``Σ (|b|² - A/N) / Σ A²``). A power that goes smoothly
+    from ring to ring is learnt first (`_smooth`), as amorphous matter has it; then each ring's multiple of it
+    (`_multiplied`), as a crystal has it. The multiples are kept only if the evidence rises by more than so many
+    parameters must raise it (Schwarz 1978, Ann. Stat. 6, 461).
     """
-    smooth = _fixed_point(equations, rings, _SMOOTH, start)
-    single = _fixed_point(equations, rings, _SINGLE, smooth.power)
+    smooth = _learn(equations, rings, _flat_start(equations, rings) if start is None else start, _smooth)
+    single = _learn(equations, rings, smooth.power, partial(_multiplied, base=smooth.power))
     price = 0.5 * float(single.modes.clamp(min=1).log().sum())
     best = single if single.evidence - smooth.evidence > price else smooth
     number = rings.sum(torch.ones_like(rings.weight)).clamp(min=1)
@@ -161,25 +180,101 @@ class _Learnt:
     evidence: float
 
 
-def _fixed_point(
-    equations: NormalEquations, rings: Rings, smoothing: tuple[float, float], start: torch.Tensor | None
+@dataclass(frozen=True)
+class _Alone:
+    """What the counts say of each frequency by itself, the other aliases integrated out under their power.
+
+    The posterior is the product of the prior and of that likelihood: precisions, and means weighted with them,
+    subtract. With T the transfer it is ``mean / T`` with noise ``variance / T``.
+    """
+
+    rings: Rings
+    index: torch.Tensor  # (frequency,): ring of each that is told of at all
+    weight: torch.Tensor
+    energy: torch.Tensor
+    noise: torch.Tensor
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Weighted sum over each ring of ``(frequency, …)``."""
+        result = values.new_zeros((self.rings.number * self.rings.channels, *values.shape[1:]))
+        weight = self.weight.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+        return result.index_add_(0, self.index, weight * values)
+
+
+def _alone(found: Estimate, rings: Rings, power: torch.Tensor) -> _Alone:
+    told = rings.inside & (found.transfer > _LEAST_TOLD)
+    transfer, index = found.transfer[told], rings.index[told]
+    energy = found.mean[told].abs() ** 2 / transfer**2
+    return _Alone(rings, index, rings.weight[told], energy, power[index] * (1 - transfer) / transfer)
+
+
+def _learn(
+    equations: NormalEquations,
+    rings: Rings,
+    power: torch.Tensor,
+    update: Callable[[_Alone, torch.Tensor], torch.Tensor],
 ) -> _Learnt:
-    """Ring powers under one smoothing: width of the Gaussian over rings, and pseudo-modes."""
-    narrow, pseudo = smoothing
-    power = _flat_start(equations, rings) if start is None else start
+    """Ring powers: the solve and what follows from it, in turn.
+
+    The fixed points are those of one step after each solve. But what the counts say of a frequency by itself depends
+    on the others' power only as far as they are told apart poorly, so that many steps between two (dear) solves lead
+    there in fewer of them.
+    """
     share = 0.5 * rings.weight.amax(dim=1)  # of one complex mode per unknown that the half plane repeats
-    for _ in range(_FIXED_POINT_STEPS):
-        posterior = solve(equations, power=rings.spread(power))
-        found, modes = rings.sum(posterior.mean.abs() ** 2), rings.sum(posterior.transfer)
-        learnt = _Learnt(power, modes, float((share * posterior.evidence).sum()))
-        nearby = rings.blur(found, _WIDE) / rings.blur(modes, _WIDE).clamp(min=1e-12)
-        found, modes = (rings.blur(one, narrow) if narrow else one for one in (found, modes))
-        power = _floored((found + pseudo * nearby) / (modes + pseudo))
+    for _ in range(_STEPS):
+        found = estimate(equations, power=rings.spread(power))
+        learnt = _Learnt(power, rings.sum(found.transfer), float((share * found.evidence).sum()))
+        power = _floored(update(_alone(found, rings, power), power))
         # judged where the data speak: elsewhere the power drifts slowly and shapes nothing
-        change = (modes * (power / learnt.power).log().abs()).sum() / modes.sum().clamp(min=1e-12)
+        change = (learnt.modes * (power / learnt.power).log().abs()).sum() / learnt.modes.sum().clamp(min=1e-12)
         if float(change) < _SETTLED:
             break
     return _Learnt(power, learnt.modes, learnt.evidence)
+
+
+def _smooth(alone: _Alone, power: torch.Tensor) -> torch.Tensor:
+    """Each ring's power is ``Σ |φ|² / Σ T``, the evidence fixed point of MacKay (1992, Neural Computation 4, 415).
+
+    Its denominator counts the modes that the data determine. Sums go smoothly over rings, and a few pseudo-modes from
+    farther ones stand in where that count is near zero, so that rings without information do not invent power.
+    """
+    rings = alone.rings
+    for _ in range(_INNER_STEPS):
+        at = power[alone.index]
+        transfer = at / (at + alone.noise)
+        found, modes = alone.sum(transfer**2 * alone.energy), alone.sum(transfer)
+        nearby = rings.blur(found, _WIDE) / rings.blur(modes, _WIDE).clamp(min=1e-12)
+        found, modes = rings.blur(found, _NARROW), rings.blur(modes, _NARROW)
+        power = _floored((found + _PSEUDO * nearby) / (modes + _PSEUDO))
+    return power
+
+
+def _multiplied(alone: _Alone, power: torch.Tensor, *, base: torch.Tensor) -> torch.Tensor:
+    """Each ring's power is a multiple of ``base``, drawn from a distribution that all rings together teach.
+
+    The power returned is the one whose transfer is the mean over what the ring's multiple can be: a ring that may well
+    hold nothing passes little. (A maximum of the evidence would pass the noise of every second empty ring, and the
+    fixed point of `_smooth`, ring by ring, takes hundreds of steps to close one.)
+    """
+    levels = _LEVELS.to(alone.noise.device)
+    multiple = (base[alone.index, None] * 10.0**levels).float()
+    total = multiple + alone.noise[:, None].float()
+    fit = -0.5 * alone.sum(total.log() + alone.energy[:, None].float() / total).double()
+    likely = (fit - fit.amax(dim=1, keepdim=True)).exp()
+    passed = alone.sum(multiple / total).double()
+    taught = passed[:, -1] > 0
+    chance = torch.full_like(levels, 1 / len(levels))
+    for _ in range(_INNER_STEPS):
+        share = chance * likely
+        share = share / share.sum(dim=1, keepdim=True)
+        chance = share[taught].sum(dim=0) + 1 / len(levels)
+        chance = chance / chance.sum()
+    wanted = (share * passed).sum(dim=1, keepdim=True)
+    upper = (passed < wanted).sum(dim=1, keepdim=True).clamp(1, len(levels) - 1)
+    below, above = passed.gather(1, upper - 1), passed.gather(1, upper)
+    between = ((wanted - below) / (above - below).clamp(min=1e-30)).clamp(0, 1)
+    level = torch.lerp(levels[upper - 1], levels[upper], between)[:, 0]
+    return torch.where(taught, base * 10.0**level, base)
 
 
 def _flat_start(equations: NormalEquations, rings: Rings) -> torch.Tensor:
@@ -195,7 +290,7 @@ def _flat_start(equations: NormalEquations, rings: Rings) -> torch.Tensor:
 
 
 def excess_residual(
-    equations: NormalEquations, posterior: Posterior, *, energy: torch.Tensor, informed: int
+    equations: NormalEquations, posterior: Estimate, *, energy: torch.Tensor, informed: int
 ) -> torch.Tensor:
     """What the solution leaves unexplained over what counting statistics allow: (scan frequency,).
 

@@ -1,4 +1,4 @@
-"""misr beside quantem's direct ptychography: the same counts, in resolution and in time.
+"""misr beside quantem's direct ptychography and py4DSTEM's parallax: the same counts, in resolution and in time.
 
 quantem wants NumPy 2, so it has an environment of its own::
 
@@ -12,7 +12,8 @@ The README says how to take PyTorch's CPU build, which is the one to compare wit
 Three seeded specimens (amorphous carbon, a zeolite crystallite in silica, a perovskite with vacancies), 64 × 64 scan
 positions of about 2 Å, 300 kV, 10 mrad, C10 -1500 Å, C12 60 Å, the detector turned by 25°, pixels of 0.615 mrad, about
 830 of them in the bright field. One pixel lies on the axis: quantem's detector grid wants that, and would else
-interpolate the patterns. Both are told the true optics, fuse ×4 (2 Å to 0.5 Å), and wrap round, as the scan does.
+interpolate the patterns. All are told the true optics, fuse ×4 (2 Å to 0.5 Å), and wrap round, as the scan does:
+py4DSTEM, which does not know of it, is given the scan with its opposite edges laid on, and they are cut off again.
 
 How quantem is fed: its axes are (row, column), so its azimuth is 90° - ours and ``phi12`` becomes π/2 - phi12; its
 rotation has our sign. The true optic axis is given (`force_fitted_origin`); misr measures it. Each method's shift to
@@ -21,7 +22,9 @@ at the highest dose, and mended: a shift if it is over 0.1 pixel, below which it
 
 Resolution: the first fall of the FRC with the truth below 0.5, with rings wider than a crystal's reciprocal lattice
 spacing; "mean" is the FRC in rings of one pixel averaged over the band below 2α/λ, each frequency counting alike: for a
-crystal it is mostly about what lies between the reflections. "best" is quantem at its very best, which no user can
+crystal it is mostly about what lies between the reflections. No taper: there is no edge to hide, and one would lay each
+reflection on its neighbours, where an image with less noise then shows the reflection's own error the more.
+"best" is quantem at its very best, which no user can
 have: the finest resolution, and the highest mean, over a small grid of what may be chosen, another choice for every
 cube and dose, picked **with the truth**. For "wiener" these are the ridge and the noise variance (its own estimate,
 which gates whole rings off, times a factor), for "obf" the ridge and ``prior="ard"``; parallax has neither. (A narrower
@@ -52,7 +55,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from quantem_worker import ABERRATIONS, ENERGY, ROTATION, SEMIANGLE, UPSAMPLE, start_worker, time_lines
+from quantem_worker import ABERRATIONS, ENERGY, ROTATION, SEMIANGLE, UPSAMPLE, misr_cube, start_worker, time_lines
 
 import misr
 from misr.cube import detector_step, image_from_array, scan_step
@@ -66,7 +69,8 @@ _DETECTOR_MAX, _NATIVE_PIXELS, _BINNED = 12.0, 156, 4  # mrad; as fine as the si
 _SEED = 790
 _SHIFT_STEPS, _LEAST_SHIFT = 50, 0.1  # to a pixel; pixels
 _OURS = ("wiener", "wiener, local prior", "obf")
-_PEERS = ("quantem wiener", "quantem obf", "quantem parallax", "misr shift_and_add")
+_PEERS = ("quantem wiener", "quantem obf", "quantem parallax", "py4DSTEM parallax", "misr shift_and_add")
+_LAID_ON = 12  # scan positions at each edge for py4DSTEM: more than the views' shifts
 _SURE = 2.0  # standard errors
 
 
@@ -169,7 +173,21 @@ def read_images(path: Path) -> dict[str, xr.DataArray]:
         held = np.load(path.with_suffix(f".{library}.npz"))
         for name in held.files:
             images[f"{library} {name}"] = image_from_array(held[name].astype(float), pixel_A=pixel)
+    images["py4DSTEM parallax"] = py4dstem_parallax(path, pixel)
     return images
+
+
+def py4dstem_parallax(path: Path, pixel: tuple[float, float]) -> xr.DataArray:
+    """By py4DSTEM, told the true aberrations; computed once for each file."""
+    kept = path.with_suffix(".py4dstem.npy")
+    if not kept.exists():
+        held = np.load(path)
+        data = {name: held[name] for name in held.files}
+        data["counts"] = np.pad(data["counts"], [(_LAID_ON, _LAID_ON)] * 2 + [(0, 0)] * 2, mode="wrap")
+        wide = misr.reconstruct_parallax(misr_cube(data), upsample=UPSAMPLE, device="cpu", progress=False)
+        field = slice(_LAID_ON * UPSAMPLE, -_LAID_ON * UPSAMPLE)
+        np.save(kept, wide.values[field, field])
+    return image_from_array(np.load(kept).astype(float), pixel_A=pixel)
 
 
 def registration(image: xr.DataArray, truth: xr.DataArray) -> tuple[np.ndarray, int]:
@@ -196,7 +214,10 @@ def registered(image: xr.DataArray, found: tuple[np.ndarray, int]) -> xr.DataArr
 
 def judged(image: xr.DataArray, truth: xr.DataArray, kind: str) -> Score:
     """How near an image comes to the truth."""
-    wide, fine = (misr.fourier_ring_correlation(image, truth, ring_width=width) for width in (_RING_WIDTHS[kind], None))
+    wide, fine = (
+        misr.fourier_ring_correlation(image, truth, ring_width=width, window=None)
+        for width in (_RING_WIDTHS[kind], None)
+    )
     means = []
     for frc in (fine, wide):
         band = frc.frequency.values < 2e-3 * SEMIANGLE / electron_wavelength(ENERGY)
