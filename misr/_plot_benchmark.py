@@ -10,6 +10,7 @@ import xarray as xr
 from misr._plot_style import FONTS, load_holoviews
 from misr.benchmark.methods import METHODS
 from misr.benchmark.ratio import resolution_curves
+from misr.benchmark.settings import LIMITS
 
 if TYPE_CHECKING:
     import holoviews as hv
@@ -80,9 +81,9 @@ def _method_parts(hv: Any, curve: xr.DataArray, name: str, coarsest: float) -> l
     doses = curve["dose"].values
     mean = np.nanmean(np.where(known, frequency, np.nan)[rows], axis=1)
     style: dict[str, Any] = {"color": colour, "line_width": 2.6 if name.startswith("fuse") else 1.6}
-    limit = name.startswith("limit")
+    limit = name in LIMITS
     if limit:
-        style |= {"line_dash": "dashed", "line_width": 1.3}
+        style |= {"line_dash": "dashed" if name == LIMITS[0] else "dotted", "line_width": 1.3}
     axes: dict[str, Any] = {"kdims": ["dose"], "vdims": ["resolution"]}
     line = hv.Curve((doses[rows], _shown(mean, coarsest)), label=label, **axes).opts(backend="bokeh", **style)
     if limit:

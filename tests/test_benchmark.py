@@ -8,6 +8,8 @@ import math
 import multiprocessing
 import os
 import re
+import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +32,13 @@ from misr.benchmark import methods as methods_module
 from misr.benchmark.measure import measure_cell
 from misr.benchmark.memory import measured
 from misr.benchmark.methods import METHODS, Method, NotAvailableError, Prepared
+from misr.benchmark.other_python import QUANTEM_CHOICES
 from misr.benchmark.ratio import needed_dose
-from misr.benchmark.report import table_words
+from misr.benchmark.report import ratio_words, table_words
+from misr.benchmark.running import _run_cell
 from misr.benchmark.scenes import make_scene, structure_atoms
-from misr.benchmark.settings import BenchmarkSettings, Specimen
+from misr.benchmark.settings import LIMITS, BenchmarkSettings, Specimen
+from misr.benchmark.workers import runner
 
 DOSES = (10.0, 30.0, 100.0, 300.0, 1000.0)
 
@@ -57,7 +62,7 @@ def finished(tmp_path_factory):
 
 def test_table_holds_what_was_measured(finished):
     table = finished[1]
-    assert table.sizes["row"] == 2 * 3
+    assert table.sizes["row"] == 2 * (len(LIMITS) + 2)
     assert table.attrs["missing"] == 0
     done = table.isel(row=np.flatnonzero(table.status == "done"))
     assert sorted(set(done.method.values)) == ["fuse_linear", "tcbf"]
@@ -77,8 +82,11 @@ def test_more_electrons_never_hurt_the_best_method(finished):
 
 def test_the_limit_is_a_row_and_no_image(finished):
     limit = finished[1].isel(row=np.flatnonzero(finished[1].status == "limit"))
-    assert set(limit.method.values) == {"limit_linear"}
-    assert np.isfinite(limit.resolution_A.sel(row=np.flatnonzero(limit.dose_e_per_A2 == 1e5))).all()
+    assert set(limit.method.values) == set(LIMITS)
+    bright = limit.isel(row=np.flatnonzero(limit.dose_e_per_A2 == 1e5))
+    assert np.isfinite(bright.resolution_A).all()
+    fine, pixels = (float(bright.resolution_A[bright.method.values == name].item()) for name in LIMITS)
+    assert fine < pixels  # coarse detector pixels cost resolution, at the same dose
     assert np.isnan(limit.ssim).all()
 
 
@@ -204,7 +212,7 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(kind, tmp_path, monkeypatch, fi
     (tmp_path / "specimens").symlink_to(finished[0] / "specimens")
     table = run_benchmark(tmp_path, settings=settings, progress=False)
     status = dict(zip(table.method.values.tolist(), table.status.values.tolist(), strict=True))
-    assert status == {"limit_linear": "limit", "odd": "failed", "tcbf": "done"}
+    assert status == dict.fromkeys(LIMITS, "limit") | {"odd": "failed", "tcbf": "done"}
     error = str(table.error.values[table.method.values == "odd"][0])
     assert ("did not converge" in error) or kind == "nan"
     assert error
@@ -215,6 +223,94 @@ def test_a_failure_is_a_row_and_the_rest_goes_on(kind, tmp_path, monkeypatch, fi
     assert "failed" in table_words(table)
     curves = resolution_curves(table)
     assert np.isnan(curves.sel(method_name="odd")).all()  # no image is not "nothing resolved"
+
+
+def deadly_cell(cell, path, python):
+    """In place of the real one: some cells kill the process that works on them."""
+    if cell.method == "tcbf" and cell.dose == 1e3:
+        os._exit(3)
+    if cell.method == "fuse_linear" and cell.dose == 1e5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _run_cell(cell, path, python)
+
+
+@pytest.mark.slow
+def test_a_cell_that_kills_its_worker_is_a_failure_and_the_rest_goes_on(tmp_path, monkeypatch, finished):
+    (tmp_path / "specimens").symlink_to(finished[0] / "specimens")
+    with monkeypatch.context() as patch:
+        patch.setattr("misr.benchmark.running._run_cell", deadly_cell)
+        table = run_benchmark(tmp_path, settings=fast_settings(), workers=2, progress=False)
+    assert table.attrs["missing"] == 0
+    keys = list(zip(table.method.values.tolist(), table.dose_e_per_A2.values.tolist(), strict=True))
+    status = dict(zip(keys, table.status.values.tolist(), strict=True))
+    expected = {(name, dose): "limit" for name in LIMITS for dose in (1e3, 1e5)}
+    expected |= {("tcbf", 1e3): "failed", ("fuse_linear", 1e3): "done"}
+    assert status == expected | {("tcbf", 1e5): "done", ("fuse_linear", 1e5): "failed"}
+    error = dict(zip(keys, table.error.values.tolist(), strict=True))
+    assert "ended itself with exit status 3" in error["tcbf", 1e3]
+    assert "SIGKILL, most likely for lack of memory" in error["fuse_linear", 1e5]
+    assert len(np.unique(table.ring_width)) == 1
+    assert "SIGKILL" in write_report(table, tmp_path).read_text(encoding="utf-8")
+    # with more memory, perhaps: the two are tried again, and only they
+    ran = []
+
+    def count(cell, *arguments, **options):
+        ran.append((cell.method, cell.dose))
+        return measure_cell(cell, *arguments, **options)
+
+    monkeypatch.setattr("misr.benchmark.running.measure_cell", count)
+    again = run_benchmark(tmp_path, settings=fast_settings(), progress=False)
+    assert sorted(ran) == [("fuse_linear", 1e5), ("tcbf", 1e3)]
+    np.testing.assert_allclose(again.correlation, finished[1].correlation, rtol=1e-4)
+
+
+def pid_and_patience(file):
+    Path(file).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def run_for_ever(file):
+    with runner(2) as run:
+        list(run(pid_and_patience, [(file,)]))
+
+
+@pytest.mark.slow
+def test_workers_leave_with_a_run_that_is_killed(tmp_path):
+    file = tmp_path / "pid"
+    process = multiprocessing.get_context("spawn").Process(target=run_for_ever, args=(str(file),))
+    process.start()
+    until = time.monotonic() + 120
+    while not (file.exists() and file.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    worker = int(file.read_text())
+    os.kill(worker, 0)  # it lives
+    process.kill()
+    process.join()
+    while is_running(worker) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def is_running(pid):
+    """Not ended, and not a corpse that nobody has buried yet."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def deadly_scene(*_):
+    os._exit(4)
+
+
+@pytest.mark.slow
+def test_a_specimen_that_kills_its_worker_fails_all_its_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr("misr.benchmark.running._make_scene", deadly_scene)
+    table = run_benchmark(tmp_path, settings=fast_settings(), workers=2, progress=False)
+    assert set(table.status.values) == {"failed"}
+    assert all("simulated" in error and "exit status 4" in error for error in table.error.values)
+    write_report(table, tmp_path)
 
 
 def test_what_is_not_available_is_said_and_tried_again(tmp_path, monkeypatch, finished):
@@ -254,6 +350,54 @@ def test_a_failure_of_the_halves_alone_leaves_the_image(tmp_path, monkeypatch, f
     assert "too few electrons" in write_report(table, tmp_path).read_text(encoding="utf-8")
 
 
+def fake_python(folder, body):
+    """An executable that stands for quantem's Python: called with quantem_worker.py and the folder of the job."""
+    file = folder / "python"
+    file.write_text(f"#!{sys.executable}\nimport json, pathlib, sys\nimport numpy as np\n{body}\n")
+    file.chmod(0o755)
+    return file
+
+
+GOOD_QUANTEM = """
+folder = pathlib.Path(sys.argv[2])
+job = json.loads((folder / "job.json").read_text())
+counts = np.load(folder / "counts.npy")
+size = counts.shape[0] * job["upsample"]
+images = [np.full((size, size), number) for number in range(len(job["choices"]))]
+truth = np.load(folder.parent / "truth.npy") if (folder.parent / "truth.npy").exists() else None
+if truth is not None and len(images) > 4:
+    images[4] = truth
+np.save(folder / "images.npy", np.stack(images))
+done = {"seconds": [0.5] * len(images), "quantem_version": "0", "job": job}
+(folder / "done.json").write_text(json.dumps(done))
+"""
+
+
+def test_quantem_in_its_own_environment(tmp_path, monkeypatch, finished):
+    """The way to another Python and back; the best of the grid is the one that is the truth."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "specimens").symlink_to(finished[0] / "specimens")
+    settings = fast_settings(methods=("quantem", "quantem_oracle"), doses=(1e5,))
+    scene = make_scene(tmp_path, settings, settings.specimens[0], 0)
+    np.save(tmp_path / "truth.npy", scene["truth"].values)
+    python = fake_python(tmp_path, GOOD_QUANTEM)
+    table = run_benchmark(tmp_path, settings=settings, quantem_python=python, progress=False)
+    assert table.status.values.tolist() == ["limit", "limit", "done", "done"]
+    chosen = [json.loads(one) for one in table.chosen.values[2:].tolist()]
+    assert chosen[0] == {"preset": "default", **QUANTEM_CHOICES[0]}
+    assert chosen[1] == {"preset": "oracle", **QUANTEM_CHOICES[4]}
+    assert table.seconds.values[2] == 0.5
+
+
+def test_quantem_that_fails_says_so(tmp_path, finished):
+    (tmp_path / "specimens").symlink_to(finished[0] / "specimens")
+    python = fake_python(tmp_path, "sys.exit('no module named quantem')")
+    settings = fast_settings(methods=("quantem",), doses=(1e5,))
+    table = run_benchmark(tmp_path, settings=settings, quantem_python=python, progress=False)
+    assert table.status.values.tolist() == ["limit", "limit", "failed"]
+    assert "no module named quantem" in str(table.error.values[2])
+
+
 def test_unknown_names_are_answered():
     with pytest.raises(ValueError, match="preset='big'"):
         preset_settings("big")
@@ -280,24 +424,40 @@ def test_settings_are_searched_once_and_used_for_the_halves(preset, monkeypatch)
     from misr.cube import image_from_array
 
     calls = []
-    history = json.dumps({"operation": "reconstruct_ptychography", "iterations": 4, "step_size": 0.3, "rng": 7})
+    made = {"iterations": 4, "step_size": 0.3, "batch_size": None}
+    history = json.dumps({"operation": "reconstruct_ptychography", **made, "rng": 7})
 
     def reconstruct(
-        cube, *, preset="default", search=None, truth=None, iterations="auto", step_size="auto", like=None, rng=None,
-        progress=True,
+        cube, *, preset="default", search=None, truth=None, ring_width=None, iterations="auto", step_size="auto",
+        batch_size="auto", like=None, rng=None, progress=True,
     ):  # fmt: skip
-        calls.append((preset, search, truth is not None))
-        return image_from_array(np.zeros((4, 4)), pixel_A=(1, 1), attrs={"history": history})
+        calls.append((preset, search, truth is not None, ring_width))
+        # attrs cannot hold None: a batch of all patterns is 0 there
+        attrs = {"history": history, "batch_size": 0, "iterations": 4}
+        return image_from_array(np.zeros((4, 4)), pixel_A=(1, 1), attrs=attrs)
 
     monkeypatch.setattr("misr.reference.reconstruct_ptychography", reconstruct)
     flat = image_from_array(np.zeros((4, 4)), pixel_A=(1, 1))
-    case = Case(flat, flat, 2, 7, flat, ptychography={"iterations": 8}, search={"iterations": [4]})
+    case = Case(flat, flat, 2, 7, flat, ring_width=0.09, ptychography={"iterations": 8}, search={"iterations": [4]})
     options = ptychography_options(case, preset)
     if preset == "default":
         assert (options, calls) == ({"iterations": 8}, [])
     else:
-        assert options == {"iterations": 4, "step_size": 0.3}
-        assert calls == [(preset, {"iterations": [4]}, preset == "oracle")]
+        assert options == made  # of the image, and no ring width, which is of the search alone
+        assert calls == [(preset, {"iterations": [4]}, preset == "oracle", 0.09)]
+
+
+@pytest.mark.slow
+def test_searched_settings_go_back_in(finished):
+    """With the real search, a batch of all patterns among what is tried: whatever it chose makes an image."""
+    folder, _ = finished
+    search = {"batch_size": [None], "step_size": [0.1, 0.3], "iterations": [1, 2], "smoothing_A": [0.0]}
+    settings = fast_settings(methods=("ptychography_tuned",), doses=(1e5,), ptychography_search=search)
+    cell = next(cell for cell in settings.cells() if cell.method == "ptychography_tuned")
+    row, image = measure_cell(cell, folder)
+    assert (row["status"], row["error"], row["half_map_error"]) == ("done", "", "")
+    assert json.loads(row["chosen"])["batch_size"] is None
+    assert np.ptp(image) > 0
 
 
 def test_no_method_sees_the_truth(finished):
@@ -510,9 +670,24 @@ def test_report_needs_nothing_from_outside(finished):
 
 
 def test_report_says_what_is_missing(finished, tmp_path):
-    half = finished[1].isel(row=slice(0, 2))
+    table = finished[1]
+    half = table.isel(row=np.flatnonzero((table.method != "limit_pixels") & (table.dose_e_per_A2 == 1e5)))
     half.attrs["missing"] = 4
-    assert "4 not run yet" in write_report(half, tmp_path).read_text(encoding="utf-8")
+    page = write_report(half, tmp_path).read_text(encoding="utf-8")
+    assert "4 not run yet" in page
+    assert "No failures" in page
+    assert "misr (fuse_linear) against linear limit" in page
+
+
+def test_ratio_in_words():
+    rows = power_law("mine", 4.0) + power_law("other", 1.0)
+    table = table_from_rows(rows)
+    several = dose_ratio(table, "mine", "other", resolutions_A=[2.0, 0.6])
+    assert ratio_words(several, "a", 2.0) == "4 (4 to 4)"
+    assert ratio_words(several, "a", 0.6) == "≥ 3.6 (3.6 to ∞)"
+    alone = dose_ratio(table.isel(row=np.flatnonzero(table.seed == 0)), "mine", "other", resolutions_A=[2.0, 0.1])
+    assert ratio_words(alone, "a", 2.0) == "4"  # of one seed there is no interval
+    assert ratio_words(alone, "a", 0.1) == "–"
 
 
 def test_plot(finished):

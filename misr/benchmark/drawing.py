@@ -13,6 +13,7 @@ import xarray as xr
 
 from misr.benchmark.methods import METHODS
 from misr.benchmark.ratio import resolution_curves
+from misr.benchmark.settings import LIMITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,12 +84,12 @@ def _draw_method(axes: Axes, curve: xr.DataArray, name: str) -> None:
     frequency = np.where(known, 1 / curve.values, np.nan)
     mean = np.nanmean(frequency[known.any(axis=1)], axis=1)
     style: dict[str, Any] = {"color": colour, "linewidth": 1.6}
-    if name == "limit_linear":
-        style |= {"linestyle": "--", "linewidth": 1.2}
+    if name in LIMITS:
+        style |= {"linestyle": "--" if name == LIMITS[0] else ":", "linewidth": 1.2}
     elif name.startswith("fuse"):
         style["linewidth"] = 2.4
     axes.plot(doses[known.any(axis=1)], _shown(mean), label=label, **style)
-    if name != "limit_linear":
+    if name not in LIMITS:
         at = np.broadcast_to(doses[:, None], frequency.shape)[known]
         axes.plot(at, _shown(frequency[known]), "o", color=colour, markersize=3.5, alpha=0.7)
 

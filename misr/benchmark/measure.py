@@ -17,14 +17,15 @@ import xarray as xr
 from misr import __version__
 from misr.benchmark.memory import measured
 from misr.benchmark.methods import Case, Method, NotAvailableError, Prepared, flat_like, method_of
-from misr.benchmark.scenes import make_scene
-from misr.benchmark.settings import Cell
+from misr.benchmark.scenes import make_scene, scene_path
+from misr.benchmark.settings import LIMITS, Cell
+from misr.cube import detector_step
 from misr.dose import apply_dose
 from misr.halves import half_maps
 from misr.resample import phase_on_grid
 from misr.resolution import fourier_ring_correlation, frc_resolution
 
-__all__ = ["FAILURES", "measure_cell"]
+__all__ = ["FAILURES", "lost_cell", "measure_cell"]
 
 # what a reconstruction can come to grief with: recorded, and the rest goes on
 FAILURES = (
@@ -60,8 +61,8 @@ def measure_cell(cell: Cell, folder: Path, *, quantem_python: Path | None = None
     >>> row, image = measure_cell(settings.cells()[0], folder)  # doctest: +SKIP
     """
     scene = make_scene(folder, cell.settings, cell.specimen, cell.seed)
-    row = _identity(cell, scene)
-    if cell.method == "limit_linear":
+    row = _identity(cell, float(scene.attrs["ring_width"]))
+    if cell.method in LIMITS:
         return row | _limit(cell, scene), None
     method = method_of(cell.method)
     cube = apply_dose(scene["counts"], cell.dose, rng=_stream(cell, 1))
@@ -74,7 +75,36 @@ def measure_cell(cell: Cell, folder: Path, *, quantem_python: Path | None = None
     return row | results | {"warnings": _shortened(" | ".join(said))}, image
 
 
-def _identity(cell: Cell, scene: xr.Dataset) -> dict[str, Any]:
+def lost_cell(cell: Cell, folder: Path, reason: str) -> dict[str, Any]:
+    """The row of a cell whose process died, so that nothing could be measured.
+
+    Parameters
+    ----------
+    cell : Cell
+        Which.
+    folder : path
+        Of the benchmark.
+    reason : str
+        How it died.
+
+    Returns
+    -------
+    dict
+        ``status`` "failed" and ``worker_died``, by which the next run knows to try it again.
+
+    Examples
+    --------
+    >>> row = lost_cell(settings.cells()[0], folder, "killed by SIGKILL")  # doctest: +SKIP
+    """
+    file = scene_path(folder, cell.settings, cell.specimen, cell.seed)
+    width = math.nan
+    if file.is_file():
+        with xr.open_dataset(file, engine="h5netcdf") as scene:
+            width = float(scene.attrs["ring_width"])
+    return _identity(cell, width) | {"status": "failed", "error": _shortened(reason), "worker_died": True}
+
+
+def _identity(cell: Cell, ring_width: float) -> dict[str, Any]:
     versions = {"misr": __version__, "python": platform.python_version()}
     return {
         "specimen": cell.specimen.name,
@@ -84,7 +114,7 @@ def _identity(cell: Cell, scene: xr.Dataset) -> dict[str, Any]:
         "method": cell.method,
         "status": "done",
         "error": "",
-        "ring_width": float(scene.attrs["ring_width"]),
+        "ring_width": ring_width,
         "versions": json.dumps(versions | {name: _version(name) for name in _LIBRARIES}),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -109,6 +139,8 @@ def _limit(cell: Cell, scene: xr.Dataset) -> dict[str, Any]:
     optics = {name: float(counts.attrs[name]) for name in ("energy_eV", "semiangle_mrad")}
     options: dict[str, Any] = {"dose_e_per_A2": cell.dose, "ring_width": float(scene.attrs["ring_width"]), **optics}
     options |= {"aberrations": dict(cell.settings.optics["aberrations"]), "method": "linear"}
+    if cell.method == "limit_pixels":
+        options["det_step_mrad"] = detector_step(counts)
     frc = expected_frc(truth, **options)
     half = expected_frc(truth, against="half-map", **options)
     return (
@@ -124,14 +156,16 @@ def _measured(
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
     truth = scene["truth"]
     like = flat_like(truth)
+    width = float(scene.attrs["ring_width"])
     case = Case(
-        cube, like, int(scene.attrs["upsample"]), cell.seed, truth, ptychography=cell.settings.ptychography,
-        search=cell.settings.ptychography_search, quantem_python=quantem_python,
+        cube, like, int(scene.attrs["upsample"]), cell.seed, truth, ring_width=width,
+        ptychography=cell.settings.ptychography, search=cell.settings.ptychography_search,
+        quantem_python=quantem_python,
     )  # fmt: skip
     try:
         prepared = method.prepare(case)
         # the halves first: they pay for imports and compilation, so that the time is the method's own
-        halves, half = _half_maps(prepared, cube, cell, float(scene.attrs["ring_width"]))
+        halves, half = _half_maps(prepared, cube, cell, width)
         with measured() as spent:
             image = prepared.reconstruct(cube)
         _check(image, like)

@@ -32,7 +32,8 @@ class Case:
     like: xr.DataArray  # pixels of the image; zeros
     upsample: int  # the same, pixels per scan step
     seed: int
-    truth: xr.DataArray  # for the oracle alone
+    truth: xr.DataArray  # for the oracles alone
+    ring_width: float | None = None  # 1/Å, of every FRC on this specimen, those that a search goes by among them
     ptychography: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
     quantem_python: Path | None = None
@@ -122,13 +123,20 @@ def _ptychography(preset: str) -> Callable[[Case], Prepared]:
     return prepare
 
 
-def _quantem(case: Case) -> Prepared:
-    from misr.benchmark.other_python import quantem_image
+def _quantem(preset: str) -> Callable[[Case], Prepared]:
+    def prepare(case: Case) -> Prepared:
+        from misr.benchmark.other_python import quantem_image
+        from misr.benchmark.tuning import quantem_choice
 
-    if case.quantem_python is None:
-        raise NotAvailableError("quantem has an environment of its own: give its Python (quantem_python)")
-    python = case.quantem_python
-    return Prepared(lambda cube: quantem_image(cube, python=python, upsample=case.upsample, like=case.like))
+        if case.quantem_python is None:
+            raise NotAvailableError("quantem has an environment of its own: give its Python (quantem_python)")
+        options: dict[str, Any] = {"python": case.quantem_python, "upsample": case.upsample, "like": case.like}
+        start = time.perf_counter()
+        choice = quantem_choice(case, **options) if preset == "oracle" else {"kernel": "wiener"}
+        spent = time.perf_counter() - start if preset == "oracle" else 0.0
+        return Prepared(lambda cube: quantem_image(cube, choice=choice, **options), {"preset": preset, **choice}, spent)
+
+    return prepare
 
 
 def _limit(case: Case) -> Prepared:
@@ -137,6 +145,8 @@ def _limit(case: Case) -> Prepared:
 
 _ALL = (
     Method("limit_linear", "linear limit", "#444444", _limit, "what any linear image of the bright field can reach"),
+    Method("limit_pixels", "linear limit of these detector pixels", "#888888", _limit,
+           "the same less what is lost as the shift changes across a detector pixel"),
     Method("raw_view", "one raw view", "#999999", _raw_view, "the axial one of seven groups of bright-field pixels"),
     Method("tcbf", "tcBF (shift_and_add)", "#0072b2", _tcbf, "no deconvolution"),
     Method("fuse_linear", "misr (fuse_linear)", "#d55e00", _fused("ring"), "as a user calls it"),
@@ -148,8 +158,10 @@ _ALL = (
            "settings searched on each cube by a criterion that needs no truth"),
     Method("ptychography_oracle", "py4DSTEM ptychography, at its very best", "#7ccfb2", _ptychography("oracle"),
            "settings searched on each cube with the truth: no user can have it"),
-    Method("quantem", "quantem direct ptychography", "#cc79a7", _quantem,
+    Method("quantem", "quantem direct ptychography", "#cc79a7", _quantem("default"),
            "Wiener kernel, its defaults; interpolates the patterns where no pixel lies on the axis"),
+    Method("quantem_oracle", "quantem, at its very best", "#8f4a73", _quantem("oracle"),
+           "the best of its kernels, ridges and noise levels, picked on each cube with the truth: no user can have it"),
 )  # fmt: skip
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 

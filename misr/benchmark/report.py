@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import xarray as xr
 
 from misr.benchmark.methods import METHODS
 from misr.benchmark.ratio import dose_ratio
-from misr.benchmark.settings import BenchmarkSettings
+from misr.benchmark.settings import LIMITS, BenchmarkSettings, Specimen
 
 __all__ = ["ratio_words", "table_words", "write_report"]
 
@@ -22,12 +23,13 @@ _SHOWN_DOSES = (100.0, 1000.0)
 _RATIO_RESOLUTIONS = (5.0, 4.0, 3.0, 2.5, 2.0, 1.7, 1.5, 1.3)
 _COSTS = ("seconds", "search_seconds", "extra_memory_MiB")
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2em auto; padding: 0 1em; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-size: 13px; margin: .6em 0; } caption { text-align: left; color: #555; }
 td, th { border: 1px solid #ddd; padding: .2em .55em; text-align: right; vertical-align: top; }
-td:first-child, th:first-child, td.words, th.words { text-align: left; }
+td:first-child, th:first-child, .words td, .words th { text-align: left; }
 th { background: #f3f3f3; white-space: nowrap; } .bad { color: #b00000; } .quiet { color: #666; }
+.figures td { white-space: nowrap; }
 img, svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; } code { font-size: 12px; }
 """
 _FAIRNESS = (
@@ -39,6 +41,13 @@ _FAIRNESS = (
     "whose name says “at its very best”).",
     "The linear limit is what the dose allows any linear image of the bright field. A curve beyond it owes that to "
     "a prior, to the dark field, or to chance: for a lattice that may be honest, for amorphous matter it is not.",
+    "The dashed limit is that of infinitely fine detector pixels; the dotted one takes off what these pixels lose as "
+    "the shift of the views changes across each of them.",
+    "py4DSTEM's ptychography keeps its object non-negative, as it does by default, and uses the dark field too: a "
+    "prior and electrons that bright-field methods do not have. Its tuned settings are searched for each cube among "
+    "those listed under Settings; where the choice lies at the end of what was tried, more might gain more.",
+    "quantem wants a detector pixel on the optic axis and interpolates the patterns where there is none, as here "
+    "(tests/benchmarks/compare_quantem.py sets it beside misr on a detector that has one).",
     "Positions are compared as they are; “aligned” is the same after taking off a shift of the image, for all methods "
     "alike, where that shift is beyond chance.",
     "SSIM and PSNR are taken after the least-squares gain and offset, for all methods alike: phases have no zero, and "
@@ -123,12 +132,12 @@ def _safe(text: Any) -> str:
     return html.escape(str(text))
 
 
-def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
-    """An HTML table; what is given is escaped."""
+def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", *, kind: str = "") -> str:
+    """An HTML table; what is given is escaped. ``kind`` "figures" breaks no cell, "words" aligns left."""
     lines = [f"<caption>{_safe(caption)}</caption>"] if caption else []
     lines.append("<tr>" + "".join(f"<th>{_safe(cell)}</th>" for cell in head) + "</tr>")
     lines += ["<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    return f'<div class="wide {kind}"><table>{"".join(lines)}</table></div>'
 
 
 def _state(table: xr.Dataset) -> str:
@@ -197,27 +206,31 @@ def table_words(table: xr.Dataset) -> str:
 
 
 def _resolution_tables(table: xr.Dataset, settings: BenchmarkSettings) -> str:
+    """Against the truth, and of half maps to unfold."""
     parts = []
     for specimen in settings.specimens:
-        width = table["ring_width"].values[table["specimen"].values == specimen.name]
-        for value, what in (
-            ("resolution_A", "FRC against truth 0.5"),
-            ("half_map_resolution_A", "half maps, half-bit"),
-        ):
-            rows = []
-            for name in ("limit_linear", *settings.methods):
-                here = (table["specimen"].values == specimen.name) & (table["method"].values == name)
-                at = [here & (table["dose_e_per_A2"].values == dose) for dose in settings.doses]
-                cells = [_mean_words(table[value].values[one], table["status"].values[one]) for one in at]
-                rows.append([_label(name), *cells])
-            ring = f"rings of {width[0]:.3g} 1/Å" if width.size else "not run yet"
-            caption = f"{specimen.label}: resolution in Å ({what}, {ring}), mean ± half the range of the seeds"
-            parts.append(html_table(["e/Å²", *(f"{dose:g}" for dose in settings.doses)], rows, caption))
+        parts.append(_resolution_table(table, settings, specimen, "resolution_A", "FRC against truth 0.5"))
+        half = _resolution_table(table, settings, specimen, "half_map_resolution_A", "half maps, half-bit")
+        parts.append(f"<details><summary>{_safe(specimen.name)}: half maps</summary>{half}</details>")
     return "\n".join(parts)
 
 
+def _resolution_table(table: xr.Dataset, settings: BenchmarkSettings, specimen: Specimen, value: str, what: str) -> str:
+    of_it = table["specimen"].values == specimen.name
+    width = table["ring_width"].values[of_it]
+    width = width[np.isfinite(width)]
+    rows = []
+    for name in (*LIMITS, *settings.methods):
+        here = of_it & (table["method"].values == name)
+        at = [here & (table["dose_e_per_A2"].values == dose) for dose in settings.doses]
+        rows.append([_label(name), *(_mean_words(table[value].values[one], table["status"].values[one]) for one in at)])
+    ring = f"rings of {width[0]:.3g} 1/Å" if width.size else "not run yet"
+    caption = f"{specimen.label}: resolution in Å ({what}, {ring}), mean ± half the range of the seeds"
+    return html_table(["e/Å²", *(f"{dose:g}" for dose in settings.doses)], rows, caption, kind="figures")
+
+
 def ratio_words(ratio: xr.Dataset, specimen: str, resolution: float) -> str:
-    """One dose ratio in words: "4.1 (3.2 to 5.0)", "≥ 10", "≤ 0.3", "–" where the doses do not tell.
+    """One dose ratio in words: "4.1 (3.2 to 5.0)", "≥ 10 (8 to ∞)", "≤ 0.3", "–" where the doses do not tell.
 
     Parameters
     ----------
@@ -231,7 +244,7 @@ def ratio_words(ratio: xr.Dataset, specimen: str, resolution: float) -> str:
     Returns
     -------
     str
-        With the interval, open ends as 0 and ∞.
+        With the interval, open ends as 0 and ∞; of one seed there is none.
 
     Examples
     --------
@@ -243,18 +256,19 @@ def ratio_words(ratio: xr.Dataset, specimen: str, resolution: float) -> str:
     if status == "unknown":
         return "–"
     low, high = float(one["ratio_low"]), float(one["ratio_high"])
-    ends = f"({low:.2g} to {'∞' if math.isinf(high) else f'{high:.2g}'})"
+    ends = f" ({low:.2g} to {'∞' if math.isinf(high) else f'{high:.2g}'})" if int(one["seeds"]) > 1 else ""
     if status == "between":
         least, most = float(one["least"]), float(one["most"])
-        return f"{least:.2g} to {most:.2g}" + (f" {ends}" if (low, high) != (least, most) else "")
-    return f"{ {'at least': '≥ ', 'at most': '≤ '}.get(status, '') }{value:.2g} {ends}"
+        return f"{least:.2g} to {most:.2g}" + (ends if (low, high) != (least, most) else "")
+    return f"{ {'at least': '≥ ', 'at most': '≤ '}.get(status, '') }{value:.2g}{ends}"
 
 
 def _ratio_tables(table: xr.Dataset, settings: BenchmarkSettings) -> str:
     """Ours against each reference, and everything against the limit."""
-    there = set(table["method"].values[table["status"].values == "done"].tolist())
+    there = set(table["method"].values[np.isin(table["status"].values, ("done", "limit"))].tolist())
     ours = [name for name in ("fuse_linear", "fuse_linear_local", "fuse_cnn") if name in there]
-    others = [name for name in settings.methods if name in there and not name.startswith(("fuse", "raw"))]
+    others = [name for name in settings.methods if not name.startswith(("fuse", "raw"))]
+    others = [name for name in (*others, *LIMITS) if name in there]
     parts = [
         "<p>How many times fewer electrons the first needs than the second to reach a resolution; in brackets the "
         "interval over seeds. “≥” and “≤”: one of the two gets there at the lowest dose already, or at none, so the "
@@ -262,7 +276,7 @@ def _ratio_tables(table: xr.Dataset, settings: BenchmarkSettings) -> str:
     ]
     interval = ""
     for mine in ours:
-        for other in (*others, "limit_linear"):
+        for other in others:
             found = dose_ratio(table, mine, other, resolutions_A=_RATIO_RESOLUTIONS)
             interval = str(found.attrs["interval"])
             rows = [
@@ -272,7 +286,7 @@ def _ratio_tables(table: xr.Dataset, settings: BenchmarkSettings) -> str:
             if all(cell == "–" for row in rows for cell in row[1:]):
                 continue
             head = ["specimen", *(f"{resolution:g} Å" for resolution in _RATIO_RESOLUTIONS)]
-            parts.append(html_table(head, rows, f"{_label(mine)} against {_label(other)}"))
+            parts.append(html_table(head, rows, f"{_label(mine)} against {_label(other)}", kind="figures"))
     parts.append(f"<p class=quiet>Interval: {_safe(interval)}.</p>" if interval else "<p>Nothing to compare yet.</p>")
     return "\n".join(parts)
 
@@ -303,9 +317,11 @@ def _failures(table: xr.Dataset) -> str:
         dose, seed = table["dose_e_per_A2"].values[number], table["seed"].values[number]
         status = table["status"].values[number]
         rows.append([_label(name), table["specimen"].values[number], f"{dose:g}", seed, status, text])
+    missing = int(table.attrs.get("missing", 0))
+    waiting = f"<p>{missing} cells are not run yet.</p>" if missing else ""
     if not rows:
-        return "<p>None.</p>"
-    return html_table(["method", "specimen", "e/Å²", "seed", "status", "what was said"], rows)
+        return f"<p>No failures.</p>{waiting}"
+    return waiting + html_table(["method", "specimen", "e/Å²", "seed", "status", "what was said"], rows, kind="words")
 
 
 def _costs(table: xr.Dataset) -> str:
@@ -319,7 +335,7 @@ def _costs(table: xr.Dataset) -> str:
         note = METHODS[name].note if name in METHODS else ""
         rows.append([_label(name), f"{middle[0]:.2f}", f"{middle[1]:.1f}", f"{middle[2]:.0f}", f"{peak:.0f}", note])
     head = ["method", "s per image (median)", "s searching", "MiB added (median)", "MiB of the process (most)", "note"]
-    return html_table(head, rows)
+    return html_table(head, rows, kind="words")
 
 
 def _settings(table: xr.Dataset, settings: BenchmarkSettings) -> str:
@@ -338,10 +354,24 @@ def _settings(table: xr.Dataset, settings: BenchmarkSettings) -> str:
             json.dumps(dict(settings.ptychography_search)) if settings.ptychography_search else "all that misr tries",
         )
     ]
-    chosen = {str(one) for one in table["chosen"].values if one and "tuned" in one}
-    rows += [("ptychography, tuned", one) for one in sorted(chosen)]
+    if any(name.startswith("quantem") for name in settings.methods):
+        from misr.benchmark.other_python import QUANTEM_CHOICES
+
+        rows += [("quantem, choices tried (its defaults first)", json.dumps([dict(one) for one in QUANTEM_CHOICES]))]
+    rows += _found_settings(table)
     rows += [("versions", one) for one in sorted({str(one) for one in table["versions"].values if one})]
-    return html_table(["what", "value"], rows)
+    return html_table(["what", "value"], rows, kind="words")
+
+
+def _found_settings(table: xr.Dataset) -> list[Sequence[Any]]:
+    """What the searches chose, and for how many cubes."""
+    rows: list[Sequence[Any]] = []
+    for name in dict.fromkeys(table["method"].values.tolist()):
+        chosen = Counter(str(one) for one in table["chosen"].values[table["method"].values == name] if one)
+        if name.endswith(("_tuned", "_oracle")):
+            of = chosen.total()
+            rows += [(f"{_label(name)}: {number} of {of} cubes", one) for one, number in chosen.most_common()]
+    return rows
 
 
 def _everything(table: xr.Dataset) -> str:

@@ -6,25 +6,23 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from misr.benchmark.measure import measure_cell
+from misr.benchmark.measure import lost_cell, measure_cell
 from misr.benchmark.methods import method_of
-from misr.benchmark.scenes import make_scene
+from misr.benchmark.scenes import make_scene, scene_path
 from misr.benchmark.settings import BenchmarkSettings, Cell, preset_settings
 from misr.benchmark.table import collect_table, save_table
+from misr.benchmark.workers import Died, Submit, runner
 
 __all__ = ["read_settings", "run_benchmark"]
 
 _SETTINGS = "settings.json"
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def run_benchmark(
@@ -46,7 +44,9 @@ def run_benchmark(
     settings : BenchmarkSettings or str, default "small"
         Or the name of a preset, see `preset_settings`.
     workers : int, default 1
-        Processes on this machine. Each gets its share of the threads; 1 works in this process.
+        Processes on this machine. Each gets its share of the threads. One that dies (out of memory, most likely) costs
+        its cell alone: it is recorded as failed with the reason, and tried again by the next run in the folder.
+        1 works in this process.
     client : dask.distributed.Client, optional
         Instead: its workers must see the folder, and one thread each makes time and memory mean something.
     quantem_python : path, optional
@@ -63,9 +63,6 @@ def run_benchmark(
     ------
     ValueError
         For an unknown preset or method, or fewer than one worker.
-    RuntimeError
-        If a worker process dies (out of memory, most likely): what was finished is kept.
-
     Examples
     --------
     >>> table = run_benchmark("misr-benchmark", settings="tiny")  # doctest: +SKIP
@@ -74,16 +71,16 @@ def run_benchmark(
     if not (isinstance(workers, int) and workers >= 1):
         raise ValueError(f"workers={workers} must be a whole number of processes, at least 1")
     python = None if quantem_python is None else Path(quantem_python)
-    if python is not None and "quantem" not in chosen.methods:
-        chosen = chosen.narrowed(methods=[*chosen.methods, "quantem"])
+    if python is not None and not any(name.startswith("quantem") for name in chosen.methods):
+        chosen = chosen.narrowed(methods=[*chosen.methods, "quantem", "quantem_oracle"])
     for name in chosen.methods:
         method_of(name)
     path = Path(folder)
     (path / "cells").mkdir(parents=True, exist_ok=True)
     write_text(path / _SETTINGS, json.dumps(chosen.as_dict(), indent=1))
-    with _runner(workers, client) as run:
-        _simulate(path, chosen, run, progress)
-        _fill(path, chosen, run, python, progress)
+    with runner(workers, client) as run:
+        lost = _simulate(path, chosen, run, progress)
+        _fill(path, chosen, run, python, progress, lost)
     table = collect_table(path, chosen)
     save_table(table, path)
     return table
@@ -120,38 +117,55 @@ def read_settings(folder: str | Path) -> BenchmarkSettings:
     return BenchmarkSettings.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-Submit = Callable[..., Iterator[tuple[Any, Any]]]
-
-
-def _simulate(path: Path, settings: BenchmarkSettings, run: Submit, progress: bool) -> None:
-    from misr.benchmark.scenes import scene_path
-
+def _simulate(path: Path, settings: BenchmarkSettings, run: Submit, progress: bool) -> dict[Path, str]:
+    """Make what is missing; which of it killed its worker, and how."""
     missing = {scene_path(path, settings, *scene): scene for scene in settings.scenes()}
-    tasks = [(path, settings, *scene) for file, scene in missing.items() if not file.exists()]
+    tasks = {file: (path, settings, *scene) for file, scene in missing.items() if not file.exists()}
+    lost = {}
     with _bar(len(tasks), "simulating", progress) as bar:
-        for _ in run(_make_scene, tasks):
+        for task, result in run(_make_scene, list(tasks.values())):
+            if isinstance(result, Died):
+                lost[scene_path(path, settings, *task[2:])] = f"while the specimen was simulated {result.reason}"
             bar.update()
+    return lost
 
 
 def _make_scene(path: Path, settings: BenchmarkSettings, *scene: Any) -> None:
     make_scene(path, settings, *scene)
 
 
-def _fill(path: Path, settings: BenchmarkSettings, run: Submit, python: Path | None, progress: bool) -> None:
+def _fill(
+    path: Path,
+    settings: BenchmarkSettings,
+    run: Submit,
+    python: Path | None,
+    progress: bool,
+    lost: Mapping[Path, str],
+) -> None:
     cells = settings.cells()
-    missing = [cell for cell in cells if not _settled(path, cell, python)]
-    with _bar(len(cells), "cells", progress, done=len(cells) - len(missing)) as bar:
-        for cell, failed in run(_run_cell, [(cell, path, python) for cell in missing]):
-            bar.set_postfix_str(f"{cell[0].specimen.name}, {cell[0].dose:g} e/Å², {cell[0].method}{failed}")
+    missing = [cell for cell in cells if not _settled(path, cell)]
+    scenes = {cell.name: scene_path(path, settings, cell.specimen, cell.seed) for cell in missing}
+    for cell in missing:
+        if scenes[cell.name] in lost:
+            _save(path, cell, lost_cell(cell, path, lost[scenes[cell.name]]))
+    tasks = [(cell, path, python) for cell in missing if scenes[cell.name] not in lost]
+    with _bar(len(cells), "cells", progress, done=len(cells) - len(tasks)) as bar:
+        for (cell, *_), result in run(_run_cell, tasks):
+            said = result
+            if isinstance(result, Died):
+                _save(path, cell, lost_cell(cell, path, result.reason))
+                said = f": failed, {result.reason}"
+            bar.set_postfix_str(f"{cell.specimen.name}, {cell.dose:g} e/Å², {cell.method}{said}")
             bar.update()
 
 
-def _settled(path: Path, cell: Cell, python: Path | None) -> bool:
-    """Done before; what was not available then is tried again."""
+def _settled(path: Path, cell: Cell) -> bool:
+    """Done before; what was not available then, or lost with its worker, is tried again."""
     file = path / "cells" / f"{cell.name}.json"
     if not file.is_file():
         return False
-    return json.loads(file.read_text(encoding="utf-8"))["status"] != "not available"
+    row = json.loads(file.read_text(encoding="utf-8"))
+    return row["status"] != "not available" and not row.get("worker_died", False)
 
 
 def _run_cell(cell: Cell, path: Path, python: Path | None) -> str:
@@ -160,8 +174,12 @@ def _run_cell(cell: Cell, path: Path, python: Path | None) -> str:
     if image is not None and cell.seed == cell.settings.seeds[0]:
         with _replacing(path / "cells" / f"{cell.name}.npy") as file, file.open("wb") as opened:
             np.save(opened, image)
-    write_text(path / "cells" / f"{cell.name}.json", json.dumps(row))
+    _save(path, cell, row)
     return "" if row["status"] in ("done", "limit") else f": {row['status']}"
+
+
+def _save(path: Path, cell: Cell, row: Mapping[str, Any]) -> None:
+    write_text(path / "cells" / f"{cell.name}.json", json.dumps(row))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -178,67 +196,6 @@ def _replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _runner(workers: int, client: Any) -> Iterator[Submit]:
-    """A function that runs tasks and yields each with its result as it ends: here, in processes, or on a cluster."""
-    if client is not None:
-        yield lambda function, tasks: _on_cluster(client, function, tasks)
-    elif workers == 1:
-        yield lambda function, tasks: ((task, function(*task)) for task in tasks)
-    else:
-        import multiprocessing
-
-        with _threads_of(workers):
-            # spawned: torch and its threads do not survive a fork
-            pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-            try:
-                yield lambda function, tasks: _in_processes(pool, function, tasks)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _in_processes(pool: ProcessPoolExecutor, function: Callable[..., Any], tasks: Sequence[Any]) -> Iterator[Any]:
-    try:
-        futures: dict[Future[Any], Any] = {pool.submit(function, *task): task for task in tasks}
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died, most likely for lack of memory: what was finished is kept, so run the same again "
-            "with fewer workers"
-        ) from error
-
-
-def _on_cluster(client: Any, function: Callable[..., Any], tasks: Sequence[Any]) -> Iterator[Any]:
-    from distributed import as_completed
-
-    futures = {client.submit(function, *task, pure=False): task for task in tasks}
-    try:
-        for future, result in as_completed(list(futures), with_results=True):
-            yield futures[future], result
-    finally:
-        client.cancel(list(futures))
-
-
-@contextlib.contextmanager
-def _threads_of(workers: int) -> Iterator[None]:
-    """Child processes read their number of threads when their libraries load."""
-    share = str(max(1, len(os.sched_getaffinity(0)) // workers if hasattr(os, "sched_getaffinity") else 1))
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update({name: before[name] or share for name in _THREADS})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _bar(total: int, what: str, progress: bool, done: int = 0) -> Any:
