@@ -21,13 +21,25 @@ import xarray as xr
 from misr._provenance import append_history
 from misr.aberrations import polar_aberrations
 from misr.cube import cube_from_array
+from misr.fusion.tilted_detector import (
+    BAND,
+    ROUNDING,
+    TINY,
+    check_pixel,
+    checked_slices,
+    detector_angles,
+    enough_nodes,
+    mean_slice,
+    pair,
+    quadrature,
+    scan_window,
+)
 from misr.optics import (
     aberration_gradient,
     aberration_phase,
     aperture_fraction,
     electron_wavelength,
     pixel_width,
-    rotate,
 )
 from misr.phase import check_positive
 
@@ -36,12 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["simulate_bright_field"]
 
-_BAND = 1 / 3  # cycles per pixel that a wave may hold: products of two such alias only past it
-_ROUNDING = 1e-6
-_FASTEST = 4.0  # rad: half of what the phase between two scattered rays may turn over a cell (error then below 4 %)
-_MOST_NODES = 24
-_TINY = 1e-12  # 1/Å²
-_SUBPIXELS = 24  # along each edge of a quadrature cell, for what part of it lies in the aperture
 _BATCH_BYTES = {"cpu": 4 << 20, "cuda": 96 << 20}  # of waves: those of a CPU should stay near its cache
 
 
@@ -138,30 +144,30 @@ def simulate_bright_field(
 
     check_positive(energy_eV=energy_eV, semiangle_mrad=semiangle_mrad, slice_thickness_A=slice_thickness_A)
     on = resolve_device(device)
-    phase = _checked_slices(phase_slices).to(on)
-    pixel, det_step = _pair(pixel_A, "pixel_A"), _pair(det_step_mrad, "det_step_mrad")
+    phase = checked_slices(phase_slices).to(on)
+    pixel, det_step = pair(pixel_A, "pixel_A"), pair(det_step_mrad, "det_step_mrad")
     polar = polar_aberrations(aberrations)
-    scan, window = _scan(scan_shape, positions)
+    scan, window = scan_window(scan_shape, positions)
     wavelength = electron_wavelength(energy_eV)
     size = (pixel[0] * phase.shape[1], pixel[1] * phase.shape[2])
     cutoff = semiangle_mrad * 1e-3 / wavelength
 
-    angles = _detector(det_step, det_pixels, det_center_mrad, semiangle_mrad)
+    angles = detector_angles(det_step, det_pixels, det_center_mrad, semiangle_mrad)
     thickness = slice_thickness_A * (len(phase) - 1)
     if nodes is None:
-        nodes = _enough_nodes(max(det_step) * 1e-3 / wavelength, cutoff, polar, wavelength, thickness)
+        nodes = enough_nodes(max(det_step) * 1e-3 / wavelength, cutoff, polar, wavelength, thickness)
     elif nodes < 1:
         raise ValueError(f"nodes={nodes} must be a whole number of plane waves per pixel and axis, at least 1")
-    k, share, edges = _quadrature(angles, det_step, nodes, wavelength, rotation_deg, cutoff)
+    k, share, edges = quadrature(angles, det_step, nodes, wavelength, rotation_deg, cutoff)
     chosen = np.ones(len(k), dtype=bool) if dark_field else share[..., 0].any(axis=1)
-    _check_pixel(pixel, cutoff, float(np.hypot(*np.moveaxis(k[chosen], -1, 0)).max()) if dark_field else cutoff)
+    check_pixel(pixel, cutoff, float(np.hypot(*np.moveaxis(k[chosen], -1, 0)).max()) if dark_field else cutoff)
 
     lens = _Lens(
-        aberrations={**polar, "C10": polar.get("C10", 0.0) - slice_thickness_A * _mean_slice(phase)},
+        aberrations={**polar, "C10": polar.get("C10", 0.0) - slice_thickness_A * mean_slice(phase)},
         wavelength=wavelength,
         cutoff=cutoff,
         size=size,
-        band=(_BAND / pixel[0], _BAND / pixel[1]),
+        band=(BAND / pixel[0], BAND / pixel[1]),
         edges=edges if smooth_edges else None,
     )
     waves = _Waves.through(phase, size, pixel, wavelength, slice_thickness_A)
@@ -230,7 +236,7 @@ class _Waves:
         # the band is a square, so that propagating is a product of two vectors for each wave
         order = [torch.round(torch.fft.fftfreq(n, dtype=torch.float64) * n) for n in phase.shape[1:]]
         frequency = [o / length for o, length in zip(order, size, strict=True)]
-        inside = [f.abs() <= _BAND / p * (1 + _ROUNDING) for f, p in zip(frequency, pixel, strict=True)]
+        inside = [f.abs() <= BAND / p * (1 + ROUNDING) for f, p in zip(frequency, pixel, strict=True)]
         fresnel = [
             torch.where(keep, torch.exp(-1j * math.pi * wavelength * dz * f**2), 0.0)
             for keep, f in zip(inside, frequency, strict=True)
@@ -328,7 +334,7 @@ class _Lens:
         k = [tilts[:, i, None, None] for i in range(2)]
         steps = [g[0][:, :, None], g[1][:, None, :]]
         q_y, q_x = torch.broadcast_tensors(*((a - b).to(torch.float32) for a, b in zip(k, steps, strict=True)))
-        known = [f.abs() <= b * (1 + _ROUNDING) for f, b in zip(steps, self.band, strict=True)]
+        known = [f.abs() <= b * (1 + ROUNDING) for f, b in zip(steps, self.band, strict=True)]
         chi = aberration_phase(q_y, q_x, **optics)
         if self.edges is None:
             passes = ((q_y**2 + q_x**2 < self.cutoff**2) & known[0] & known[1]).to(torch.float32)
@@ -365,7 +371,7 @@ class _Lens:
             turn = turn + slope[0] * cells[:, 1, None, None] + slope[1] * cells[:, 2, None, None]
             cuts.append(((k[0], k[1]), 1 - cells[:, 0, None, None]))
         for i, (at, lack) in enumerate(cuts):
-            squared = at[0] ** 2 + at[1] ** 2 + _TINY
+            squared = at[0] ** 2 + at[1] ** 2 + TINY
             normal = (slope[0] * at[0] + slope[1] * at[1]) * (lack / squared)
             if i == 0:
                 turn = turn - normal * torch.sqrt(squared) * (pixel_width(*at, pixel_edges=edges) / 2)
@@ -391,132 +397,3 @@ def _folded(series: torch.Tensor, scan: tuple[int, int]) -> torch.Tensor:
 def _blocks(places: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for first in range(0, len(places), size):
         yield places[first : first + size]
-
-
-def _checked_slices(slices: Any) -> torch.Tensor:
-    import torch
-
-    phase = torch.as_tensor(slices)
-    if phase.ndim == 2:
-        phase = phase[None]
-    if phase.ndim != 3 or len(phase) < 1 or min(phase.shape[1:]) < 4 or phase.is_complex():
-        raise ValueError(
-            f"phase_slices has shape {tuple(phase.shape)} and type {phase.dtype}: expected real phases in rad with "
-            "axes (slice, y, x), one slice or more"
-        )
-    if not bool(torch.isfinite(phase).all()):
-        raise ValueError("phase_slices holds NaN or infinite values: give the projected phase of each slice in rad")
-    return phase.to(torch.float32)
-
-
-def _pair(value: float | tuple[float, float], name: str) -> tuple[float, float]:
-    pair = np.broadcast_to(np.asarray(value, dtype=float), (2,))
-    check_positive(**{name: float(pair[0])})
-    check_positive(**{name: float(pair[1])})
-    return float(pair[0]), float(pair[1])
-
-
-def _scan(
-    shape: tuple[int, int], positions: tuple[int, int, int, int] | None
-) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    if len(shape) != 2 or min(shape) < 4:
-        raise ValueError(f"scan_shape={shape} must be two numbers (y, x) of probe positions, at least 4 each")
-    scan = (int(shape[0]), int(shape[1]))
-    if positions is None:
-        return scan, (0, 0, *scan)
-    first_y, first_x, n_y, n_x = (int(value) for value in positions)
-    if not (4 <= n_y <= scan[0] and 4 <= n_x <= scan[1]):
-        raise ValueError(
-            f"positions={tuple(positions)}: the window (first_y, first_x, n_y, n_x) must hold at least 4 and at most "
-            f"{scan[0]} x {scan[1]} positions (scan_shape)"
-        )
-    return scan, (first_y, first_x, n_y, n_x)
-
-
-def _detector(
-    step: tuple[float, float], pixels: int | tuple[int, int] | None, center: tuple[float, float], semiangle: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Angles of the pixels, mrad, along y and x."""
-    if pixels is None:
-        numbers = [math.ceil(2 * (semiangle + abs(c)) / s - 1e-9) + 2 for c, s in zip(center, step, strict=True)]
-    else:
-        numbers = np.broadcast_to(np.asarray(pixels, dtype=int), (2,)).tolist()
-    axes = [c + s * (np.arange(n) - (n - 1) / 2) for c, s, n in zip(center, step, numbers, strict=True)]
-    edge = min(n * s / 2 - abs(c) for c, s, n in zip(center, step, numbers, strict=True))
-    if min(numbers) < 2 or edge < semiangle:
-        raise ValueError(
-            f"det_pixels={pixels} of {step} mrad reach {edge:.3g} mrad from the optic axis: the bright-field disk "
-            f"needs semiangle_mrad={semiangle:g}"
-        )
-    return axes[0], axes[1]
-
-
-def _enough_nodes(
-    step: float, cutoff: float, aberrations: Mapping[str, float], wavelength: float, thickness: float
-) -> int:
-    """Fewest waves per pixel and axis that resolve how the pattern turns between rays from the probe's edges."""
-    angle = np.linspace(0, 2 * np.pi, 73)[:, None]
-    k = cutoff * np.linspace(0, 1, 21)
-    slope = aberration_gradient(k * np.sin(angle), k * np.cos(angle), aberrations=aberrations, wavelength=wavelength)
-    reach = float(np.hypot(*slope).max()) / (2 * math.pi) + thickness / 2 * wavelength * cutoff
-    needed = math.ceil(2 * math.pi * reach * step / _FASTEST)
-    if needed > _MOST_NODES:
-        raise ValueError(
-            f"the pattern changes by {2 * math.pi * reach * step:.0f} rad across one detector pixel: less defocus or "
-            "finer detector pixels are needed"
-        )
-    return max(1, needed)
-
-
-def _quadrature(
-    angles: tuple[np.ndarray, np.ndarray],
-    step_mrad: tuple[float, float],
-    nodes: int,
-    wavelength: float,
-    rotation_deg: float,
-    cutoff: float,
-) -> tuple[np.ndarray, np.ndarray, tuple[tuple[float, float], tuple[float, float]]]:
-    """Tilts of all pixels (pixel, node, 2), the part of each cell in the aperture, and a cell's edges; 1/Å.
-
-    The parts (pixel, node, 3): its share of the cell, and where its centroid lies from the cell's middle.
-    """
-    per_mrad = 1e-3 / wavelength
-    offsets = (np.arange(nodes) + 0.5) / nodes - 0.5
-    fine = (np.arange(_SUBPIXELS) + 0.5) / _SUBPIXELS - 0.5
-    axes = [
-        (angle[:, None] + step * offsets) * per_mrad for angle, step in zip(angles, step_mrad, strict=True)
-    ]  # (pixel, node)
-    cell = [step / nodes * per_mrad for step in step_mrad]
-    shape = (len(angles[0]), len(angles[1]), nodes, nodes)
-    k_y = np.broadcast_to(axes[0][:, None, :, None], shape).reshape(-1, nodes**2)
-    k_x = np.broadcast_to(axes[1][None, :, None, :], shape).reshape(-1, nodes**2)
-    places = [axis.ravel()[:, None] + c * fine for axis, c in zip(axes, cell, strict=True)]
-    covered = places[0][:, None, :, None] ** 2 + places[1][None, :, None, :] ** 2 < cutoff**2
-    share = covered.mean(axis=(2, 3))
-    off_y, off_x = rotate(
-        covered.mean(axis=3) @ fine * cell[0] / (_SUBPIXELS * np.maximum(share, _TINY)),
-        covered.mean(axis=2) @ fine * cell[1] / (_SUBPIXELS * np.maximum(share, _TINY)),
-        rotation_deg,
-    )
-    parts = np.stack([share, off_y, off_x], axis=-1)
-    parts = parts.reshape(shape[0], nodes, shape[1], nodes, 3).swapaxes(1, 2).reshape(-1, nodes**2, 3)
-    edges = (rotate(cell[0], 0.0, rotation_deg), rotate(0.0, cell[1], rotation_deg))
-    return np.stack(rotate(k_y, k_x, rotation_deg), axis=-1), parts.astype(np.float32), edges
-
-
-def _check_pixel(pixel: tuple[float, float], cutoff: float, tilt: float) -> None:
-    coarsest = _BAND / (cutoff + max(tilt, cutoff))
-    if max(pixel) > coarsest * (1 + _ROUNDING):
-        raise ValueError(
-            f"pixel_A={max(pixel):g} is too coarse: waves tilted to the outermost detector pixel that meets an "
-            f"aperture of this semi-angle need at most {math.floor(1e4 * coarsest) / 1e4:g} Å"
-        )
-
-
-def _mean_slice(phase: torch.Tensor) -> float:
-    """Index of the slice at the specimen's mean depth, where a projected image is in focus."""
-    import torch
-
-    weight = phase.sum(dim=(1, 2), dtype=torch.float64).clamp(min=0).cpu().numpy()
-    index = np.arange(len(weight))
-    return float(weight @ index / weight.sum()) if weight.sum() > 0 else float(index.mean())
