@@ -16,6 +16,7 @@ from .descan import measure_descan as measure_descan
 from .dose import apply_dose as apply_dose
 from .dose import split_counts as split_counts
 from .dose import thin_counts as thin_counts
+from .fusion import fuse_cnn as fuse_cnn
 from .fusion import fuse_linear as fuse_linear
 from .fusion import plan_fusion as plan_fusion
 from .fusion import shift_and_add as shift_and_add

@@ -1,4 +1,4 @@
-"""The command ``misr``: demo, run, fit, info, benchmark, dashboard."""
+"""The command ``misr``: demo, run, fit, info, benchmark, train, dashboard."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
 
     _add_benchmark(commands)
+    _add_train(commands)
 
     dashboard = commands.add_parser("dashboard", help="serve the dose explorer in the browser")
     dashboard.add_argument("cube", nargs="?", help="a cube (default: a simulated one)")
@@ -149,6 +150,24 @@ def _add_benchmark(commands: Any) -> None:
     benchmark.add_argument("--methods", nargs="+", metavar="NAME", help="instead of the preset's")
     benchmark.add_argument("--quantem-python", type=Path, metavar="PYTHON", help="of an environment that has quantem")
     benchmark.set_defaults(run=_benchmark)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train the fusion network from random specimens",
+        description="Make random specimens, scan them at many doses, and train the network of misr.fuse_cnn on them. "
+        "The same command goes on where a run was stopped.",
+    )
+    train.add_argument("--preset", choices=("tiny", "cpu", "gpu"), default="cpu", help="default: %(default)s")
+    train.add_argument(
+        "-o", "--folder", type=Path, default=Path("misr-training"),
+        help="of examples, checkpoint and weights.safetensors (default: %(default)s)",
+    )  # fmt: skip
+    train.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that make examples")
+    train.add_argument("--hours", type=float, help="of training, instead of the preset's")
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    train.set_defaults(run=_train)
 
 
 def _workers(text: str) -> int:
@@ -338,6 +357,22 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         return 130
     print(table_words(table))
     print(f"\nreport in {write_report(table, arguments.folder)}")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from misr.fusion.presets import run_preset
+
+    try:
+        run_preset(
+            arguments.preset, folder=arguments.folder, workers=arguments.workers, hours=arguments.hours,
+            device=arguments.device,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("misr: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    weights = arguments.folder / "weights.safetensors"
+    print(f"network in {weights}: use it as misr.fuse_cnn(views, model={str(weights)!r})")
     return 0
 
 

@@ -16,7 +16,7 @@ from misr.bright_field import bright_field_disk
 from misr.cube import detector_step, image_from_array, is_lazy, scan_step, validate_cube
 from misr.optics import aberration_gradient, electron_wavelength, rotate
 
-__all__ = ["axial_view", "synthesize_views"]
+__all__ = ["axial_view", "group_pixels", "synthesize_views"]
 
 
 def synthesize_views(
@@ -71,7 +71,7 @@ def synthesize_views(
     pixels = np.flatnonzero(disk["mask"].values)
     relative_y = (cube.det_y.values - float(disk.center_y))[pixels // cube.sizes["det_x"]]
     relative_x = (cube.det_x.values - float(disk.center_x))[pixels % cube.sizes["det_x"]]
-    labels = _group_pixels(relative_y, relative_x, n_views)
+    labels = group_pixels(relative_y, relative_x, n_views)
     views = _sum_groups(cube, pixels, labels)
     views = views.assign_coords(_view_coords(cube, pixels, labels, relative_y, relative_x))
     views.attrs = {
@@ -94,7 +94,7 @@ def _estimated(disk: xr.Dataset) -> dict[str, float]:
     return {"semiangle_mrad": round(float(disk.attrs["semiangle_mrad"]), 4)} if estimated else {}
 
 
-def _group_pixels(y: np.ndarray, x: np.ndarray, n_views: int | None) -> np.ndarray:
+def group_pixels(y: np.ndarray, x: np.ndarray, n_views: int | None) -> np.ndarray:
     """Label of each pixel: itself, or its cell of a centroidal Voronoi tessellation of the disk."""
     if n_views is None or n_views == y.size:
         return np.arange(y.size)

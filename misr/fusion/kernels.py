@@ -21,6 +21,7 @@ __all__ = [
     "full_plane",
     "image_from_spectrum",
     "lattice",
+    "resized",
     "resolve_device",
     "shifted_sum",
     "spectra",
@@ -189,13 +190,13 @@ def image_from_spectrum(solution: torch.Tensor, *, grid: ScanGrid, freq: Frequen
     """Real image of the scanned field, at any whole upsampling, from the half plane's alias coefficients."""
     plane = full_plane(solution, grid=grid, freq=freq)
     n_y, n_x = (n * upsample for n in grid.padded)
-    image = torch.fft.ifft2(_resized(_resized(plane, n_y, 0), n_x, 1), norm="forward").real
+    image = torch.fft.ifft2(resized(resized(plane, n_y, 0), n_x, 1), norm="forward").real
     first_y, first_x = (pad * upsample for pad in grid.pad)
     field = image[first_y : first_y + grid.shape[0] * upsample, first_x : first_x + grid.shape[1] * upsample]
     return field.cpu().numpy().astype(np.float32)
 
 
-def _resized(plane: torch.Tensor, size: int, axis: int) -> torch.Tensor:
+def resized(plane: torch.Tensor, size: int, axis: int) -> torch.Tensor:
     """A spectrum cut off, or filled up with zeros, to another number of frequencies along an axis."""
     have = plane.shape[axis]
     if size == have:

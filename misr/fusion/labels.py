@@ -11,11 +11,11 @@ import xarray as xr
 
 from misr.cube import image_from_array
 from misr.fusion.attrs import origin_of
-from misr.fusion.kernels import full_plane, image_from_spectrum
+from misr.fusion.kernels import full_plane, image_from_spectrum, resized
 from misr.fusion.plan import FusionPlan
 from misr.fusion.prior import Posterior
 
-__all__ = ["labelled_channel", "shown"]
+__all__ = ["image_on_scan", "labelled_channel", "shown"]
 
 
 def labelled_channel(
@@ -77,6 +77,42 @@ def labelled_channel(
         f"{prefix}noise_std": noise.assign_attrs(units=f"{units} Å" if units != "1" else "Å"),
         f"{prefix}transfer": transfer.assign_attrs(units="1"),
     }
+
+
+def image_on_scan(image: torch.Tensor, *, plan: FusionPlan, upsample: int, smooth: bool = True) -> np.ndarray:
+    """An image over the padded field, on whatever pixels, as the image of the scanned field.
+
+    Parameters
+    ----------
+    image : torch.Tensor
+        (y, x), periodic, first pixel on the padded field's first position.
+    plan : FusionPlan
+        Geometry.
+    upsample : int
+        Pixels per scan step.
+    smooth : bool
+        Through the Fourier series; else linearly between pixels, which keeps what is positive so.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, (y, x).
+    """
+    grid = plan.grid
+    first = [pad * upsample for pad in grid.pad]
+    size = [n * upsample for n in grid.shape]
+    if smooth:
+        plane = torch.fft.fft2(image, norm="forward")
+        plane = resized(resized(plane, grid.padded[0] * upsample, 0), grid.padded[1] * upsample, 1)
+        whole = torch.fft.ifft2(plane, norm="forward").real.cpu().numpy()
+        return whole[first[0] : first[0] + size[0], first[1] : first[1] + size[1]].astype(np.float32)
+    from scipy import ndimage
+
+    at = [
+        (first[i] + np.arange(size[i])) * (image.shape[i] / (grid.padded[i] * upsample)) for i in range(2)
+    ]  # fmt: skip
+    index = np.meshgrid(*at, indexing="ij")
+    return ndimage.map_coordinates(image.cpu().numpy(), index, order=1, mode="grid-wrap").astype(np.float32)
 
 
 def shown(plan: FusionPlan, upsample: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from misr.fusion.summed import shift_and_add
 if TYPE_CHECKING:
     from misr.fusion.plan import FusionPlan
 
-__all__ = ["fuse_linear", "joint_solve", "plan_fusion", "whole_counts"]
+__all__ = ["fuse_linear", "joint_solve", "plan_fusion", "solved", "whole_counts"]
 
 _UNSEEN = 1e-4  # of the strongest power
 CHI2_SUSPECT = 1.2  # counting statistics give 1 within a few thousandths for the numbers of views and positions in use
@@ -214,7 +214,7 @@ def plan_fusion(
     specimen = check_specimen(amplitude, absorption_rad, source_size_A, focal_spread_A)
     plan, statistic = measure(views, specimen=specimen, device=device, keep=True)
     warn_if_folded(plan, upsample)
-    shown = _enough(_solved(plan, statistic).filled, plan.grid) if upsample == "auto" else int(upsample)
+    shown = _enough(solved(plan, statistic).filled, plan.grid) if upsample == "auto" else int(upsample)
     return replace(plan, upsample=shown)
 
 
@@ -232,7 +232,7 @@ def joint_solve(
 ) -> xr.Dataset:
     from misr.fusion.labels import labelled_channel
 
-    solution = _solved(plan, statistic, local=prior == "local")
+    solution = solved(plan, statistic, local=prior == "local")
     if solution.chi2 < _CHI2_TOO_QUIET:
         warnings.warn(
             f"the counts scatter {1 / max(solution.chi2, 1e-9):.3g} times less than electrons do, and are smoothed as "
@@ -253,7 +253,7 @@ def joint_solve(
     return xr.Dataset(variables, attrs=attrs)
 
 
-def _solved(plan: FusionPlan, statistic: Any, *, local: bool = False) -> Any:
+def solved(plan: FusionPlan, statistic: Any, *, local: bool = False) -> Any:
     from misr.fusion.prior import NormalEquations
     from misr.fusion.wiener import regularised_solve
 

@@ -13,7 +13,17 @@ from misr.fusion.kernels import Frequencies
 from misr.fusion.spread import for_each
 from misr.fusion.workspace import Workspace
 
-__all__ = ["NormalEquations", "Posterior", "Rings", "excess_residual", "learn_ring_power", "make_rings", "solve"]
+__all__ = [
+    "Estimate",
+    "NormalEquations",
+    "Posterior",
+    "Rings",
+    "estimate",
+    "excess_residual",
+    "learn_ring_power",
+    "make_rings",
+    "solve",
+]
 
 _STEPS, _INNER_STEPS = 10, 10  # solves at most; steps between two of them
 _SETTLED = 0.02  # mean relative change of the power from solve to solve at which it is left

@@ -14,6 +14,7 @@ from misr.fusion.prior import (
     NormalEquations,
     Posterior,
     Rings,
+    estimate,
     excess_residual,
     learn_ring_power,
     make_rings,
@@ -37,6 +38,9 @@ class Solution:
     posterior: Posterior
     chi2: float
     filled: float  # 1/Å
+    ring: Posterior  # under the ring prior: the same as ``posterior`` unless the local prior was asked for
+    power: torch.Tensor  # of the object by the ring prior, (scan frequency, unknown)
+    electrons: torch.Tensor  # (scan frequency,): as many as the noise found stands for
 
 
 def regularised_solve(
@@ -66,16 +70,21 @@ def regularised_solve(
     if (worse := _noisier(sample, sample_rings.spread(power), **known)) is not None:
         power, share = learn_ring_power(sample.noisier(worse), rings=sample_rings, start=power)
     spread, given = rings.spread(power), equations
-    if (worse := _noisier(given, spread, energy=energy, weight=weight, informed=informed)) is not None:
+    if worse is not None or len(chosen) < len(weight):  # else it is the question that was just answered
+        worse = _noisier(given, spread, energy=energy, weight=weight, informed=informed)
+    if worse is not None:
         equations = given.noisier(worse)
     posterior = solve(equations, power=spread)
     excess = excess_residual(given, posterior, energy=energy, informed=informed)
+    ring = posterior
     if local:
-        spread = _local_power(posterior, spread, freq=freq, grid=grid, channels=channels)
-        posterior = solve(equations, power=spread)
+        nearby = _local_power(ring, spread, freq=freq, grid=grid, channels=channels)
+        posterior = solve(equations, power=nearby)
     if worse is not None:
         posterior = replace(posterior, noise=posterior.noise / worse[:, None])  # that of the counts alone
-    return Solution(posterior, _mean(excess, weight), _filled(share, rings, grid.ring_width))
+    return Solution(
+        posterior, _mean(excess, weight), _filled(share, rings, grid.ring_width), ring, spread, equations.electrons
+    )
 
 
 def _noisier(
@@ -85,7 +94,7 @@ def _noisier(
 
     Judged with hardly any prior: what a prior shrinks away is not the model's failure.
     """
-    free = solve(equations, power=spread * _FREE)
+    free = estimate(equations, power=spread * _FREE)
     excess = excess_residual(equations, free, energy=energy, informed=informed)
     overall = _mean(excess, weight)
     least = overall if overall > _CHI2_WITHIN_NOISE else 1.0

@@ -1,0 +1,372 @@
+"""The dual-path attention network: modules that hold parameters, all in natural units (see `misr.fusion.natural`).
+
+The spatial path sees the linear images and what a learnt spectral filter makes of them; the angular path sees groups of
+views laid back onto the object; attention pools the groups, and each path gates the other. A last, exact step blends
+the result with the data frequency by frequency: where the data are sure, they decide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+__all__ = [
+    "FusionNetwork",
+    "NetworkInput",
+    "NetworkOutput",
+    "NetworkSettings",
+    "bordered",
+    "even_plane",
+    "ring_power",
+    "unit_spectrum",
+]
+
+_BANDS = 8  # of frequency, in which the noise is told to all layers
+_LOWEST_POWER, _HIGHEST_POWER = -12.0, 9.0  # natural logarithm of a learnt power, in units of the mean signal's
+_KNOTS = 12  # of the blend's curve over the logarithm of the noise
+_LEAST, _MOST = math.log(1e-3), math.log(1e3)
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Shape of a network, and which of its parts are there.
+
+    Attributes
+    ----------
+    width : int
+        Channels of the finest level (half of the pixels of the image along an axis).
+    filters : int
+        Images that the spectral filter makes.
+    angular, spectral, attention, gating, blend : bool
+        Parts, for ablation.
+    """
+
+    width: int = 48
+    filters: int = 3
+    angular: bool = True
+    spectral: bool = True
+    attention: bool = True
+    gating: bool = True
+    blend: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+@dataclass
+class NetworkInput:
+    """A batch of fields in natural units: see `misr.fusion.natural.NaturalField`."""
+
+    whitened: torch.Tensor  # (batch, y, x)
+    ring: torch.Tensor
+    local: torch.Tensor
+    noise: torch.Tensor  # (batch, ky, kx)
+    radius: torch.Tensor  # (batch, ky, kx)
+    atom: torch.Tensor  # (batch, ky, kx)
+    scale: torch.Tensor  # (batch,)
+    pixel: torch.Tensor  # (batch,), Å
+    groups: torch.Tensor | None = None  # (batch, group, y, x), unit noise each
+    tilts: torch.Tensor | None = None  # (batch, group, 2), of the aperture's radius
+
+    def to(self, device: torch.device) -> NetworkInput:
+        """On another device."""
+        moved: dict[str, Any] = {name: value for name, value in self.__dict__.items() if value is not None}
+        return NetworkInput(**{name: value.to(device) for name, value in moved.items()})
+
+
+@dataclass
+class NetworkOutput:
+    """Whitened image, and the standard deviation of a phase pixel in units of the scale."""
+
+    image: torch.Tensor  # (batch, y, x), whitened
+    log_std: torch.Tensor  # (batch, y, x)
+
+
+def unit_spectrum(image: torch.Tensor) -> torch.Tensor:
+    """Half plane of frequencies, unit noise staying unit noise."""
+    return torch.fft.rfft2(image, norm="ortho")
+
+
+def _image(spectrum: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return torch.fft.irfft2(spectrum, s=like.shape[-2:], norm="ortho")
+
+
+class FusionNetwork(nn.Module):
+    """Dual-path network on natural units, any field whose sides are multiples of 8 pixels, any number of groups.
+
+    Parameters
+    ----------
+    settings : NetworkSettings
+        Its shape.
+    """
+
+    def __init__(self, settings: NetworkSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings = settings or NetworkSettings()
+        width, told = settings.width, 48
+        images = 3 + (settings.filters if settings.spectral else 0)
+        self.condition = nn.Sequential(nn.Linear(_BANDS + 2, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
+        self.spectral = SpectralFilter(settings.filters) if settings.spectral else None
+        self.enter = nn.Conv2d(4 * images, width, 3, padding=1)
+        self.angular = AngularPath(width, gating=settings.gating) if settings.angular else None
+        self.down0 = Block(width, told)
+        self.to1 = nn.Conv2d(width, 2 * width, 2, stride=2)
+        self.down1 = Block(2 * width, told)
+        self.to2 = nn.Conv2d(2 * width, 2 * width, 2, stride=2)
+        self.middle = nn.ModuleList([Block(2 * width, told), Block(2 * width, told)])
+        self.attend = LinearAttention(2 * width) if settings.attention else None
+        self.from2 = nn.Conv2d(2 * width, 2 * width, 1)
+        self.up1 = Block(2 * width, told)
+        self.from1 = nn.Conv2d(2 * width, width, 1)
+        self.up0 = Block(width, told)
+        self.leave = nn.Conv2d(width, 8, 3, padding=1)
+        _zeroed(self.leave)
+        self.trust = Blend() if settings.blend else None
+
+    def forward(self, given: NetworkInput) -> NetworkOutput:
+        """Fuse a batch."""
+        told = self.condition(_summary(given))
+        spectrum, noise = unit_spectrum(given.whitened), given.noise
+        images = [_levelled(given.whitened), given.ring, given.local]
+        base = given.ring
+        if self.spectral is not None:
+            filtered = self.spectral(spectrum, given)
+            images += list(filtered.unbind(1))
+            base = filtered[:, 0]
+        shuffled = functional.pixel_unshuffle(torch.stack(images, 1), 2)
+        # channels last: convolutions of few channels are then twice as fast on CPUs
+        x = self.enter(shuffled.contiguous(memory_format=torch.channels_last))
+        if self.angular is not None and given.groups is not None and given.tilts is not None:
+            x = self.angular(x, given.groups, given.tilts)
+        fine = self.down0(x, told)
+        middle = self.down1(self.to1(fine), told)
+        coarse = self.middle[0](self.to2(middle), told)
+        if self.attend is not None:
+            coarse = self.attend(coarse)
+        coarse = self.middle[1](coarse, told)
+        middle = self.up1(middle + _doubled(self.from2(coarse)), told)
+        fine = self.up0(fine + _doubled(self.from1(middle)), told)
+        correction, log_std = functional.pixel_shuffle(self.leave(fine).float(), 2).unbind(1)
+        image = base + correction
+        if self.trust is not None:
+            share = self.data_share(given)
+            wanted = spectrum * noise * share + unit_spectrum(image) * (1 - share)
+            image = _image(wanted, image)
+        return NetworkOutput(image, log_std)
+
+    def data_share(self, given: NetworkInput) -> torch.Tensor:
+        """Share of each frequency that the last step takes from the data: (batch, ky, kx)."""
+        return self.trust(given.noise, given.radius) if self.trust is not None else torch.zeros_like(given.noise)
+
+
+class Block(nn.Module):
+    """Two convolutions round a residual, told the noise."""
+
+    def __init__(self, width: int, told: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.tell = nn.Linear(told, 2 * width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        _zeroed(self.second)
+
+    def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        """Add to ``x``."""
+        gain, offset = self.tell(told)[:, :, None, None].chunk(2, dim=1)
+        y = functional.silu(self.norm(x))
+        y = functional.silu(self.first(y) * (1 + gain) + offset)
+        return x + self.second(y)
+
+
+class LinearAttention(nn.Module):
+    """Every place of the field attends to every other at linear cost (Shen et al. 2021, WACV, 3531)."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(8, width)
+        self.project = nn.Conv2d(width, 3 * width, 1)
+        self.leave = nn.Conv2d(width, width, 1)
+        _zeroed(self.leave)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add to ``x``."""
+        batch, width, n_y, n_x = x.shape
+        query, key, value = self.project(self.norm(x)).reshape(batch, 3, self.heads, -1, n_y * n_x).unbind(1)
+        context = key.softmax(dim=-1) @ value.transpose(-1, -2)  # (batch, head, feature, feature)
+        found = context.transpose(-1, -2) @ query.softmax(dim=-2)
+        return x + self.leave(found.reshape(batch, width, n_y, n_x))
+
+
+class SpectralFilter(nn.Module):
+    """Power of each frequency, from its neighbours in the plane and from the lattice that all of them form.
+
+    Multiplying a frequency is averaging over the whole field: this is the attention by which a lattice gathers its
+    repeats. Neighbours in the plane are compared by convolutions; reflections of one lattice by convolutions between
+    two Fourier transforms, in the space of displacements (Patterson's), where they all add up.
+    """
+
+    def __init__(self, filters: int, width: int = 16, displaced: int = 6) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(5, width, 3)
+        self.nearby = nn.Conv2d(width, width, 3)
+        self.to_lattice = nn.Conv2d(width, displaced, 1)
+        # pointwise: a displacement either repeats or it does not
+        self.lattice = nn.Sequential(nn.Conv2d(2 * displaced, 16, 1), nn.SiLU(), nn.Conv2d(16, displaced, 1))
+        self.join = nn.Conv2d(width + displaced, width, 3)
+        self.leave = nn.Conv2d(width, filters, 1)
+        _zeroed(self.leave)
+
+    def forward(self, spectrum: torch.Tensor, given: NetworkInput) -> torch.Tensor:
+        """Images filtered with the powers found: (batch, filter, y, x)."""
+        size = given.whitened.shape[-2:]
+        seen = spectrum.real**2 + spectrum.imag**2
+        around = functional.avg_pool2d(bordered(seen[:, None], 2), 5, stride=1)[:, 0]
+        known = ring_power(spectrum, given).log().clamp(_LOWEST_POWER, _HIGHEST_POWER)
+        noise = given.noise.log()
+        features = torch.stack([torch.log1p(seen), torch.log1p(around), noise / 3, given.radius, known / 3], 1)
+        x = functional.silu(self.enter(bordered(features)))
+        x = functional.silu(self.nearby(bordered(x)))
+        displaced = torch.fft.irfft2(self.to_lattice(x).float(), s=size, norm="ortho")
+        displaced = torch.cat([displaced, displaced.abs().add(1e-3).log()], 1)
+        back = torch.fft.rfft2(self.lattice(displaced).float(), norm="ortho").real
+        x = functional.silu(self.join(bordered(torch.cat([x, back.to(x.dtype)], 1))))
+        # an untrained filter is the linear image under the ring prior
+        power = (known[:, None] + self.leave(x).float()).clamp(_LOWEST_POWER, _HIGHEST_POWER).exp()
+        gain = given.noise[:, None] * power / (power + given.noise[:, None] ** 2)
+        return torch.fft.irfft2(spectrum[:, None] * gain, s=size, norm="ortho")
+
+
+def ring_power(spectrum: torch.Tensor, given: NetworkInput) -> torch.Tensor:
+    """The object's power under the ring prior, from the share of each frequency that the ring image kept of the data.
+
+    Parameters
+    ----------
+    spectrum : torch.Tensor
+        Of the whitened image, (batch, ky, kx).
+    given : NetworkInput
+        Its ring image and noise.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, ky, kx), in units of the mean signal.
+    """
+    ring = unit_spectrum(given.ring)
+    both = torch.stack([ring.real * spectrum.real + ring.imag * spectrum.imag, spectrum.real**2 + spectrum.imag**2], 1)
+    both = functional.avg_pool2d(bordered(both), 3, stride=1)  # a tile's own frequencies mix
+    transfer = (both[:, 0] / (both[:, 1].clamp(min=1e-9) * given.noise)).clamp(1e-9, 1 - 1e-6)
+    return given.noise**2 * transfer / (1 - transfer)
+
+
+def bordered(half: torch.Tensor, by: int = 1) -> torch.Tensor:
+    """A half plane of an even function with its neighbours beyond all four edges: (batch, channel, ky, kx).
+
+    ``rfft2`` order, an even number of columns in the whole plane.
+    """
+    opposite = half.flip(-2).roll(1, -2)  # at -ky
+    left = opposite[..., 1 : by + 1].flip(-1)
+    right = opposite[..., -by - 1 : -1].flip(-1)
+    wide = torch.cat([left, half, right], dim=-1)
+    high = torch.cat([wide[..., -by:, :], wide, wide[..., :by, :]], dim=-2)
+    return high.contiguous(memory_format=torch.channels_last)
+
+
+class AngularPath(nn.Module):
+    """Groups of views, each through one shared encoder told its tilt, pooled by attention whatever their number."""
+
+    def __init__(self, width: int, *, gating: bool, hidden: int = 16) -> None:
+        super().__init__()
+        self.tell = nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 2 * hidden))
+        self.enter = nn.Conv2d(4, hidden, 3, padding=1)
+        self.encode = nn.Conv2d(hidden, hidden + 1, 3, padding=1)
+        self.gate = nn.Conv2d(hidden, width, 1) if gating else None
+        self.ask = nn.Conv2d(width, hidden, 1)
+        self.leave = nn.Conv2d(2 * hidden, width, 1)
+        _zeroed(self.leave)
+
+    def forward(self, x: torch.Tensor, groups: torch.Tensor, tilts: torch.Tensor) -> torch.Tensor:
+        """Spatial features ``x`` with what the groups add: (batch, width, y/2, x/2)."""
+        number = groups.shape[1]
+        total = torch.zeros((), device=x.device)
+        asked = self.ask(x)
+        weights = weighted = squared = total
+        for index in range(number):  # one by one: memory does not grow with their number
+            tilt = tilts[:, index]
+            told = torch.cat([tilt, tilt**2, tilt[:, :1] * tilt[:, 1:]], 1)
+            gain, offset = self.tell(told)[:, :, None, None].chunk(2, dim=1)
+            y = self.enter(functional.pixel_unshuffle(groups[:, index, None], 2))
+            features = self.encode(functional.silu(y * (1 + gain) + offset)).float()
+            value = features[:, :-1]
+            score = features[:, -1:] + (asked * value).mean(1, keepdim=True)
+            weight = torch.exp(score.clamp(-8, 8))
+            weights = weights + weight
+            weighted = weighted + weight * value
+            squared = squared + weight * value**2
+        mean = weighted / weights
+        spread = (squared / weights - mean**2).clamp(min=1e-6).sqrt()
+        added = self.leave(torch.cat([mean, spread], 1))
+        if self.gate is not None:
+            x = x * (1 + torch.tanh(self.gate(mean)))
+            added = added * torch.sigmoid(self.ask(x).mean(1, keepdim=True))
+        return x + added
+
+
+class Blend(nn.Module):
+    """Share of each frequency that is taken from the data: the network's error power over that and the noise's.
+
+    The error power is a learnt curve over the noise of the frequency.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_error = nn.Parameter(torch.full((_KNOTS,), -1.5))
+
+    def forward(self, noise: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+        """Between 0 and 1; nothing beyond the band limit."""
+        at = (noise.log() - _LEAST) / (_MOST - _LEAST) * (_KNOTS - 1)
+        at = at.clamp(0, _KNOTS - 1 - 1e-4)
+        low = at.floor()
+        part = at - low
+        curve = self.log_error
+        log_error = curve[low.long()] * (1 - part) + curve[low.long() + 1] * part
+        error = 2 * log_error.exp()
+        return torch.where(radius < 1, error / (error + noise**2), 0.0)
+
+
+def _summary(given: NetworkInput) -> torch.Tensor:
+    """What every layer is told: noise by band of frequency, strength, pixel."""
+    log_noise = given.noise.log().clamp(_LEAST, _MOST)
+    rows = []
+    for band in range(_BANDS):
+        chosen = (given.radius > band / _BANDS) & (given.radius <= (band + 1) / _BANDS)
+        rows.append((log_noise * chosen).sum((1, 2)) / chosen.sum((1, 2)).clamp(min=1))
+    strength = given.scale.clamp(min=1e-6).log10()
+    return torch.stack([*(row / 3 for row in rows), strength, given.pixel.log()], 1)
+
+
+def _levelled(image: torch.Tensor) -> torch.Tensor:
+    return image / (image**2).mean((1, 2), keepdim=True).add(1e-6).sqrt()
+
+
+def _zeroed(layer: nn.Conv2d) -> None:
+    """Start as nothing."""
+    for values in layer.parameters():
+        nn.init.zeros_(values)
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def even_plane(half: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """The whole plane of an even function, from its half plane (``rfft2`` order): (batch, ky, kx)."""
+    rest = half[..., 1 : size[1] - half.shape[-1] + 1].flip(-1)
+    rest = torch.cat([rest[..., :1, :], rest[..., 1:, :].flip(-2)], dim=-2)
+    return torch.cat([half, rest], dim=-1)

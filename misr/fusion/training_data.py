@@ -1,0 +1,398 @@
+"""Random scans for training: optics, dose and specimen drawn over the ranges that the network is to serve.
+
+One specimen is simulated once and counted at several doses. All that the network is shown comes from the same linear
+fusion that users run, with the calibration's errors in it; the truth is the projected phase up to the band limit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from misr.fusion.natural import BLOCK, NaturalField, atom_amplitude, natural_field, natural_groups
+from misr.fusion.plan import FusionPlan, Statistic, measure
+from misr.optics import electron_wavelength
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["DOSES", "KINDS", "SIDE", "Conditions", "Example", "draw_conditions", "make_examples"]
+
+SIDE = 128  # pixels of a training field
+DOSES = (3.0, 1e4)  # e/Å²
+_ENERGIES = (60e3, 300e3)
+_SEMIANGLES = (4.0, 30.0)
+_BANDS = (0.35, 1.7)  # 1/Å: 2α/λ of the microscopes trained for
+_STEPS = (0.8, 4.5)  # scan step over λ/2α, the finest detail
+_DISK_PIXELS = (13, 21)  # of the detector, across the bright field
+_FIELD = 0.4575 * SIDE  # in λ/2α: `natural_grid` makes SIDE pixels of it
+_PERIODIC = 0.6
+_FRESNEL = 1.0  # of defocus, fewest: C10 α²/λ
+_LAYER_A = 12.0
+_SIM_PIXEL = 0.30  # of λ/2α
+_STRONGEST = 0.6  # rad, rms: stronger specimens are made thinner, for no linear image is worth mending there
+_THERMAL_A = 0.08
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A microscope and a scan.
+
+    Attributes
+    ----------
+    energy_eV, semiangle_mrad, det_step_mrad, rotation_deg : float
+        As everywhere.
+    aberrations : dict
+        True ones, Å and rad.
+    believed : dict
+        What the calibration says they are.
+    believed_rotation_deg : float
+        The rotation that the calibration says.
+    positions : int
+        Along each axis of the whole period.
+    window : int
+        Scanned of them; all, for a periodic scan.
+    field_A : float
+        The period.
+    """
+
+    energy_eV: float
+    semiangle_mrad: float
+    det_step_mrad: float
+    rotation_deg: float
+    aberrations: dict[str, float]
+    believed: dict[str, float]
+    believed_rotation_deg: float
+    positions: int
+    window: int
+    field_A: float
+
+    @property
+    def wavelength(self) -> float:
+        """Å."""
+        return float(electron_wavelength(self.energy_eV))
+
+    @property
+    def cutoff(self) -> float:
+        """α/λ, 1/Å."""
+        return self.semiangle_mrad * 1e-3 / self.wavelength
+
+    @property
+    def step_A(self) -> float:
+        """Scan step."""
+        return self.field_A / self.positions
+
+
+@dataclass(frozen=True)
+class Example:
+    """One field as the network sees it, and its truth.
+
+    Attributes
+    ----------
+    field : NaturalField
+        Input.
+    groups, tilts : torch.Tensor
+        (group, y, x) with unit noise each, and (group, 2).
+    truth : torch.Tensor
+        (y, x): whitened, in units of the field's scale.
+    dose_e_per_A2 : float
+        What was drawn.
+    conditions : Conditions
+        Likewise.
+    kind : str
+        Of the specimen.
+    seed : int
+        Likewise.
+    """
+
+    field: NaturalField
+    groups: torch.Tensor
+    tilts: torch.Tensor
+    truth: torch.Tensor
+    dose_e_per_A2: float
+    conditions: Conditions
+    kind: str
+    seed: int
+
+
+def draw_conditions(rng: np.random.Generator) -> Conditions:
+    """A microscope and a scan, over the ranges trained for.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Where from.
+
+    Returns
+    -------
+    Conditions
+        Such that views and defocus can unfold the scan.
+    """
+    while True:
+        energy = _log_uniform(rng, _ENERGIES)
+        semiangle = _log_uniform(rng, _SEMIANGLES)
+        band = 2e-3 * semiangle / electron_wavelength(energy)
+        if _BANDS[0] < band < _BANDS[1]:
+            break
+    wavelength = float(electron_wavelength(energy))
+    across = int(rng.integers(*_DISK_PIXELS, endpoint=True))
+    field = _FIELD / band
+    positions = round(field * band / _log_uniform(rng, _STEPS))
+    fresnel = _log_uniform(rng, (_FRESNEL, across / 3))
+    # the views' shifts have to span more than a step, or nothing is unfolded
+    fresnel = max(fresnel, 0.4 * field * band / positions)
+    C10 = float(rng.choice([-1, 1])) * fresnel * wavelength / (semiangle * 1e-3) ** 2
+    aberrations = {"C10": C10}
+    if rng.random() < 0.5:
+        aberrations |= {"C12": abs(C10) * rng.uniform(0, 0.15), "phi12": rng.uniform(-np.pi / 2, np.pi / 2)}
+    if rng.random() < 0.25:
+        aberrations |= {"C21": _edge(rng, 3, wavelength, semiangle), "phi21": rng.uniform(-np.pi, np.pi)}
+    if rng.random() < 0.25:
+        aberrations |= {"C30": float(rng.choice([-1, 1])) * _edge(rng, 4, wavelength, semiangle)}
+    rotation = float(rng.choice([0.0, rng.uniform(-180, 180)]))
+    error = rng.normal(size=3) * (rng.random() < 0.7)
+    believed = dict(aberrations)
+    believed["C10"] = C10 + 0.03 * error[0] * wavelength / (semiangle * 1e-3) ** 2  # 0.1 rad at the aperture's edge
+    if "C12" in believed:
+        believed["C12"] = max(0.0, believed["C12"] + 0.015 * error[1] * wavelength / (semiangle * 1e-3) ** 2)
+    conditions = Conditions(
+        energy, semiangle, 2 * semiangle / across, rotation, aberrations, believed, rotation + 0.15 * float(error[2]),
+        positions, positions, field,
+    )  # fmt: skip
+    return conditions if rng.random() < _PERIODIC else _windowed(conditions)
+
+
+def make_examples(
+    seed: int, *, split: str = "train", kind: str | None = None, doses: int = 4, groups: int = 8
+) -> Iterator[Example]:
+    """One specimen under one microscope, counted at several doses.
+
+    Parameters
+    ----------
+    seed : int
+        Draws everything.
+    split : {"train", "validation", "test"}
+        Specimens of one are never in another (see `misr.fusion.random_specimens`).
+    kind : str, optional
+        Of the specimen; drawn if not given.
+    doses : int
+        How many, log-uniform within as many equal parts of the range.
+    groups : int
+        Of views.
+
+    Yields
+    ------
+    Example
+        One per dose.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, ("train", "validation", "test").index(split), 7]))
+    kind = kind or str(rng.choice(KINDS, p=_SHARES))
+    conditions = draw_conditions(rng)
+    counts, slices, pixel = simulate(kind, conditions, seed=seed, split=split)
+    yield from _counted(counts, slices, pixel, conditions, rng=rng, doses=doses, groups=groups, kind=kind, seed=seed)
+
+
+KINDS = ("crystalline", "semicrystalline", "amorphous", "isolated", "empty")
+_SHARES = (0.4, 0.25, 0.2, 0.12, 0.03)
+
+
+def simulate(
+    kind: str, conditions: Conditions, *, seed: int, split: str, defects: bool = True
+) -> tuple[Any, np.ndarray, float]:
+    """Expected counts of a random specimen at 1 e/Å², and the phase of its slices, rad, with their pixel, Å.
+
+    Parameters
+    ----------
+    kind, seed, split, defects
+        See `specimen_of`.
+    conditions : Conditions
+        Microscope and scan.
+
+    Returns
+    -------
+    tuple
+        Cube, (slice, y, x), Å.
+    """
+    from misr.fusion.tilted_waves import simulate_bright_field
+
+    field = conditions.field_A
+    atoms = specimen_of(kind, conditions, seed=seed, split=split, defects=defects)
+    slices, layer_A = phase_slices(atoms, conditions)
+    pixels = slices.shape[-1]
+    first, window = (conditions.positions - conditions.window) // 2, conditions.window
+    cube = simulate_bright_field(
+        slices,
+        pixel_A=field / pixels,
+        slice_thickness_A=layer_A,
+        energy_eV=conditions.energy_eV,
+        semiangle_mrad=conditions.semiangle_mrad,
+        aberrations=conditions.aberrations,
+        scan_shape=(conditions.positions, conditions.positions),
+        positions=None if window == conditions.positions else (first, first, window, window),
+        det_step_mrad=conditions.det_step_mrad,
+        rotation_deg=conditions.rotation_deg,
+    )
+    return cube, slices, field / pixels
+
+
+def specimen_of(kind: str, conditions: Conditions, *, seed: int, split: str, defects: bool = True) -> Atoms:
+    """A random specimen over the whole period, thin enough for a linear image to mean something.
+
+    Parameters
+    ----------
+    kind : str
+        See `misr.fusion.random_specimens.random_specimen`.
+    conditions : Conditions
+        Microscope and scan.
+    seed, split
+        See `make_examples`.
+    defects : bool
+        False gives the undamaged twin.
+
+    Returns
+    -------
+    ase.Atoms
+        Of the field's size.
+    """
+    from misr.fusion.random_specimens import random_specimen
+
+    options: dict[str, Any] = {"field_A": conditions.field_A, "rng": seed, "split": split}
+    for thickest in (60.0, 30.0, 15.0, 8.0, 4.0):
+        atoms = random_specimen(kind, max_thickness_A=thickest, **options)
+        if float(phase_slices(atoms, conditions)[0].sum(axis=0).std()) < _STRONGEST:
+            break
+    return atoms if defects else random_specimen(kind, max_thickness_A=thickest, defects=False, **options)
+
+
+def phase_slices(atoms: Atoms, conditions: Conditions) -> tuple[np.ndarray, float]:
+    """Phase of each slice of a specimen, rad, (slice, y, x), and the slices' thickness, Å."""
+    from misr.optics import interaction_parameter
+    from misr.phase import projected_potential
+
+    field = conditions.field_A
+    pixels = 4 * math.ceil(field * 2 * conditions.cutoff / _SIM_PIXEL / 4)
+    thickness = max(float(atoms.cell.lengths()[2]), 1.0)
+    number = max(1, math.ceil(thickness / _LAYER_A))
+    layer = np.clip((atoms.positions[:, 2] / thickness * number).astype(int), 0, number - 1)
+    symbols = np.asarray(atoms.get_chemical_symbols())
+    slices = np.zeros((number, pixels, pixels))
+    for index in np.unique(layer):
+        chosen = np.flatnonzero(layer == index)
+        potential = projected_potential(
+            atoms.positions[chosen], symbols[chosen].tolist(), (field, field), (pixels, pixels), _THERMAL_A
+        )
+        slices[index] = interaction_parameter(conditions.energy_eV) * potential
+    return slices, thickness / number
+
+
+def _counted(
+    cube: Any, slices: np.ndarray, pixel: float, conditions: Conditions, *, rng: np.random.Generator, doses: int,
+    groups: int, kind: str, seed: int,
+) -> Iterator[Example]:  # fmt: skip
+    from misr.aberrations import with_aberrations
+    from misr.fusion.view_groups import group_sums, in_groups
+    from misr.views import synthesize_views
+
+    believed = with_aberrations(cube, conditions.believed, rotation_deg=conditions.believed_rotation_deg)
+    views, parts, tilts = in_groups(synthesize_views(believed), groups)
+    plan, _ = measure(views, keep=True)
+    truth = truth_on(plan, slices.sum(axis=0), pixel, conditions)
+    edges = np.linspace(math.log(DOSES[0]), math.log(DOSES[1]), doses + 1)
+    for low, high in itertools.pairwise(edges):
+        dose = float(np.exp(rng.uniform(low, high)))
+        drawn = rng.poisson(np.clip(views.values, 0, None) * dose)
+        lost = np.zeros(drawn.shape[1:], dtype=bool)
+        vectors, energy, mean = group_sums(drawn, parts, plan=plan, lost=lost)
+        total = float(mean.sum())
+        if total * lost.size < 100:
+            continue
+        statistic = Statistic(sum(vectors), energy, plan.grid.n_effective * total, int((mean > 0).sum()))  # type: ignore[arg-type]
+        field, seen = fields_of(plan, statistic, vectors)
+        yield Example(
+            field,
+            seen * math.sqrt(len(parts)),
+            torch.as_tensor(tilts, dtype=torch.float32),
+            truth / field.scale,
+            dose,
+            conditions,
+            kind,
+            seed,
+        )
+
+
+def fields_of(plan: FusionPlan, statistic: Statistic, vectors: list[torch.Tensor]) -> tuple[NaturalField, torch.Tensor]:
+    """The network's input from what the counts say."""
+    from misr.fusion.linear import solved
+
+    solution = solved(plan, statistic, local=True)
+    return natural_field(plan, solution), natural_groups(plan, vectors, statistic)
+
+
+def truth_on(plan: FusionPlan, phase: np.ndarray, pixel: float, conditions: Conditions) -> torch.Tensor:
+    """The whitened truth up to the band limit on the natural pixels, rad; 0 outside the field, mean 0 within.
+
+    Parameters
+    ----------
+    plan : FusionPlan
+        Of the scan.
+    phase : numpy.ndarray
+        (y, x), rad, one period.
+    pixel : float
+        Its pixel, Å.
+    conditions : Conditions
+        Where the scan lies in the period.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, (y, x).
+    """
+    from misr.fusion.natural import inside_field, natural_pixels
+
+    size = len(phase)
+    order = np.fft.fftfreq(size) * size
+    q = order / (size * pixel)
+    radius = np.hypot(q[:, None], q)
+    spectrum = np.fft.fft2(phase) / phase.size
+    spectrum /= atom_amplitude(torch.as_tensor(radius)).numpy()
+    spectrum[(radius >= 2 * conditions.cutoff) | (radius == 0)] = 0
+    shape, pixels = natural_pixels(plan)
+    first = (conditions.positions - conditions.window) // 2
+    basis = []
+    for axis in range(2):
+        at = np.arange(shape[axis]) * pixels[axis] + (first - plan.grid.pad[axis]) * plan.grid.step[axis]
+        basis.append(np.exp(2j * np.pi * np.outer(at, q)))
+    image = torch.as_tensor((basis[0] @ spectrum @ basis[1].T).real)
+    inside = inside_field(plan)
+    image = torch.where(inside, image - image[inside].mean(), 0.0)
+    return image.float()
+
+
+def _windowed(conditions: Conditions) -> Conditions:
+    """A part of the period, so large that with the margins of the fusion it fills the training field."""
+    from scipy.fft import next_fast_len
+
+    reach = abs(conditions.believed["C10"]) * conditions.semiangle_mrad * 1e-3 * 1.2
+    per_block = _FIELD / (2 * conditions.cutoff) / SIDE * BLOCK
+    for window in range(conditions.positions - 1, 7, -1):
+        margin = min(math.ceil(reach / conditions.step_A) + 1, window - 1)
+        padded = next_fast_len(window + 2 * margin, real=True) * conditions.step_A
+        if padded <= per_block * (SIDE // BLOCK):
+            enough = window >= 0.5 * conditions.positions
+            return replace(conditions, window=window) if enough else conditions
+    return conditions
+
+
+def _edge(rng: np.random.Generator, order: int, wavelength: float, semiangle: float) -> float:
+    """A coefficient of up to 1.5 rad of χ at the aperture's edge."""
+    return float(rng.uniform(0, 1.5)) * order * wavelength / (2 * np.pi * (semiangle * 1e-3) ** order)
+
+
+def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    return float(np.exp(rng.uniform(*np.log(bounds))))

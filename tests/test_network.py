@@ -1,0 +1,228 @@
+"""The network: what it takes, what it must not depend on, and its exact parts against whole Fourier planes."""
+
+import numpy as np
+import pytest
+import torch
+
+from misr.fusion.losses import correlation_with_truth, error_in_rad, image_loss, std_loss, unit_spectrum
+from misr.fusion.natural import atom_amplitude
+from misr.fusion.network import (
+    Blend,
+    FusionNetwork,
+    NetworkInput,
+    NetworkOutput,
+    NetworkSettings,
+    bordered,
+    even_plane,
+    ring_power,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def some_input(shape=(32, 40), *, batch=2, groups=5, seed=0, noise=None):
+    """Random images and a noise that rises with frequency."""
+    draw = torch.Generator().manual_seed(seed)
+    y, x = torch.fft.fftfreq(shape[0])[:, None], torch.fft.rfftfreq(shape[1])
+    radius = torch.hypot(y, x) * 2.17
+    level = 0.3 * torch.exp(4 * radius) if noise is None else torch.full_like(radius, noise)
+    level = torch.where(radius < 1, level, 1e3).expand(batch, -1, -1)
+    images = [torch.randn(batch, *shape, generator=draw) for _ in range(3)]
+    return NetworkInput(
+        *images, noise=level, radius=radius.expand(batch, -1, -1), atom=atom_amplitude(radius).expand(batch, -1, -1),
+        scale=torch.full((batch,), 0.1), pixel=torch.full((batch,), 0.45),
+        groups=torch.randn(batch, groups, *shape, generator=draw) if groups else None,
+        tilts=torch.rand(batch, groups, 2, generator=draw) - 0.5 if groups else None,
+    )  # fmt: skip
+
+
+def random_network(seed=0, **settings):
+    """All weights random, those too that training starts from 0."""
+    torch.manual_seed(seed)
+    network = FusionNetwork(NetworkSettings(**{"width": 16, **settings})).eval()
+    with torch.no_grad():
+        for values in network.parameters():
+            values.add_(0.05 * torch.randn(values.shape))
+    return network
+
+
+@torch.no_grad()
+def run(network, given):
+    output = network(given)
+    return output.image, output.log_std
+
+
+def even_image_plane(shape, seed=0):
+    """Power spectrum of a random real image: the whole plane, and its half."""
+    whole = torch.fft.fft2(torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))).abs()
+    return whole, whole[..., : shape[1] // 2 + 1]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 24), (32, 10)])
+def test_even_plane_is_the_whole_plane(shape):
+    whole, half = even_image_plane(shape)
+    torch.testing.assert_close(even_plane(half, torch.Size(shape)), whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("by", [1, 2])
+@pytest.mark.parametrize("shape", [(8, 8), (16, 24), (32, 10)])
+def test_bordered_has_the_whole_planes_neighbours(shape, by):
+    whole, half = even_image_plane(shape)
+    found = bordered(half[:, None], by)[:, 0]
+    columns = half.shape[-1]
+    rows = torch.arange(-by, shape[0] + by) % shape[0]
+    across = torch.arange(-by, columns + by) % shape[1]
+    torch.testing.assert_close(found, whole[:, rows][:, :, across], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (24, 64), (64, 24)])
+@pytest.mark.parametrize("groups", [0, 1, 3, 17])
+def test_any_field_and_any_number_of_groups(shape, groups):
+    image, log_std = run(random_network(), some_input(shape, batch=1, groups=groups))
+    assert image.shape == log_std.shape == (1, *shape)
+    assert bool(torch.isfinite(image).all() and torch.isfinite(log_std).all())
+
+
+def test_order_of_groups_does_not_matter_but_their_content_does():
+    network, given = random_network(), some_input()
+    image, log_std = run(network, given)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    turned = NetworkInput(**{**given.__dict__, "groups": given.groups[:, order], "tilts": given.tilts[:, order]})
+    again, log_again = run(network, turned)
+    torch.testing.assert_close(again, image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(log_again, log_std, atol=1e-5, rtol=0)
+    mixed = NetworkInput(**{**given.__dict__, "tilts": given.tilts[:, order]})
+    assert float((run(network, mixed)[0] - image).abs().max()) > 1e-4
+
+
+def test_examples_of_a_batch_do_not_see_each_other():
+    network, given = random_network(), some_input(batch=3)
+    together = run(network, given)[0]
+    for index in range(3):
+        alone = NetworkInput(**{name: values[index : index + 1] for name, values in given.__dict__.items()})
+        torch.testing.assert_close(run(network, alone)[0], together[index : index + 1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_same_input_gives_the_same_image_bit_by_bit():
+    network, given = random_network(), some_input()
+    assert all(torch.equal(one, other) for one, other in zip(run(network, given), run(network, given), strict=True))
+
+
+def test_without_noise_the_data_decide_and_without_data_the_network():
+    network = random_network()
+    given = some_input(noise=1e-3, groups=4)
+    image, _ = run(network, given)
+    band = given.radius < 1
+    difference = unit_spectrum(image) - unit_spectrum(given.whitened) * given.noise
+    assert float(difference[band].abs().max()) < 1e-3 * float((unit_spectrum(image)[~band]).abs().max())
+
+    loud = some_input(noise=1e3, groups=4)
+    free = random_network(blend=False)
+    free.load_state_dict({name: value for name, value in network.state_dict().items() if "trust" not in name})
+    torch.testing.assert_close(run(network, loud)[0], run(free, loud)[0], atol=2e-2, rtol=1e-3)
+    assert float(network.data_share(loud).detach().max()) < 1e-5
+    assert not free.data_share(loud).any()
+
+
+def test_the_blend_trusts_less_the_louder_the_noise_and_nothing_beyond_the_band():
+    blend = Blend()
+    noise = torch.logspace(-3, 3, 400)[None, None]
+    share = blend(noise, torch.full_like(noise, 0.5)).detach()
+    assert bool((share.diff() < 1e-6).all())
+    assert float(share.min()) < 1e-5
+    assert float(share.max()) > 1 - 1e-4
+    assert not blend(noise, torch.full_like(noise, 1.0)).any()
+    # twice the error power exp(-1.5): as loud as the noise where the share is a half
+    half = torch.full((1, 1, 1), float(np.sqrt(2 * np.exp(-1.5))))
+    assert float(blend(half, torch.zeros_like(half)).detach()) == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("power", [0.2, 5.0])
+@pytest.mark.parametrize("spectral", [True, False])
+def test_a_fresh_network_starts_from_the_image_under_the_ring_prior(power, spectral):
+    given = some_input(noise=0.7)
+    spectrum, noise = unit_spectrum(given.whitened), given.noise
+    wiener = spectrum * noise * power / (power + noise**2)
+    given.ring = torch.fft.irfft2(wiener, s=given.ring.shape[-2:], norm="ortho")
+    torch.manual_seed(0)
+    network = FusionNetwork(NetworkSettings(width=16, spectral=spectral)).eval()
+    image, log_std = run(network, given)
+    assert not log_std.any()
+    share = network.data_share(given).detach()
+    expected = spectrum * noise * share + wiener * (1 - share)
+    band = given.radius < 0.85  # at the band's edge neighbours are no longer alike
+    torch.testing.assert_close(unit_spectrum(image)[band], expected[band], atol=2e-3, rtol=1e-2)
+
+
+def test_the_power_of_the_ring_prior_is_read_off_its_image():
+    given = some_input((64, 64), noise=2.0)
+    spectrum, noise = unit_spectrum(given.whitened), given.noise
+    power = torch.exp(-2 * given.radius)
+    given.ring = torch.fft.irfft2(spectrum * noise * power / (power + noise**2), s=(64, 64), norm="ortho")
+    band = (given.radius > 0.05) & (given.radius < 0.9)
+    torch.testing.assert_close(ring_power(spectrum, given)[band], power[band], atol=0, rtol=0.15)
+
+
+@pytest.mark.parametrize("part", ["angular", "spectral", "attention", "gating", "blend"])
+def test_each_part_can_be_left_out(part):
+    given = some_input()
+    image, _ = run(random_network(**{part: False}), given)
+    assert bool(torch.isfinite(image).all())
+    assert sum(p.numel() for p in random_network(**{part: False}).parameters()) < sum(
+        p.numel() for p in random_network().parameters()
+    )
+
+
+def test_at_most_a_million_parameters():
+    assert sum(values.numel() for values in FusionNetwork().parameters()) <= 1e6
+
+
+def test_losses_are_one_for_nothing_and_zero_for_the_truth():
+    given = some_input((48, 48), batch=2)
+    draw = torch.Generator().manual_seed(5)
+    truth = 3 * torch.randn(2, 48, 48, generator=draw)
+    inside = torch.zeros(2, 48, 48, dtype=torch.bool)
+    inside[:, 4:40, 6:44] = True
+    options = {"radius": given.radius, "inside": inside}
+    centred = (truth - (truth * inside).sum((1, 2), keepdim=True) / inside[0].sum()) * inside
+    assert image_loss(torch.zeros_like(truth), centred, **options).numpy() == pytest.approx(1, abs=0.1)
+    assert float(image_loss(truth, truth, **options).abs().max()) < 1e-9
+    # outside of the field nothing counts, and neither does the mean
+    other = torch.where(inside, truth + 7.0, torch.randn(2, 48, 48, generator=draw))
+    assert float(image_loss(other, truth, **options).max()) < 1e-6
+    correlation = correlation_with_truth(other, truth, **options)[:, 1:]  # the first ring is empty in so small a field
+    assert correlation.numpy() == pytest.approx(1, abs=1e-3)
+    assert float(error_in_rad(other - truth, given, inside=inside).abs().max()) < 1e-4
+
+
+def test_the_likelihood_is_best_at_the_errors_own_deviation():
+    given = some_input((48, 48), batch=1)
+    truth = torch.zeros(1, 48, 48)
+    inside = torch.ones(1, 48, 48, dtype=torch.bool)
+    image = torch.randn(1, 48, 48, generator=torch.Generator().manual_seed(2))
+    deviation = float(error_in_rad(image, given, inside=inside).std())
+    levels = np.log(deviation) + np.array([-0.2, 0.0, 0.2])
+    losses = [
+        float(std_loss(NetworkOutput(image, torch.full_like(image, level)), truth, given=given, inside=inside))
+        for level in levels
+    ]
+    assert losses[1] < losses[0]
+    assert losses[1] < losses[2]
+
+
+def test_losses_do_not_depend_on_how_the_field_is_turned():
+    given = some_input((40, 40), batch=1)
+    draw = torch.Generator().manual_seed(9)
+    truth, image = (torch.randn(1, 40, 40, generator=draw) for _ in range(2))
+    inside = torch.ones(1, 40, 40, dtype=torch.bool)
+    inside[:, :, 30:] = False
+    before = image_loss(image, truth, radius=given.radius, inside=inside)
+    turned = [torch.rot90(values, 1, (1, 2)) for values in (image, truth, inside)]
+    after = image_loss(turned[0], turned[1], radius=given.radius, inside=turned[2])
+    torch.testing.assert_close(after, before, atol=0, rtol=2e-4)
