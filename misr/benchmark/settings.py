@@ -213,7 +213,7 @@ _OPTICS: dict[str, Any] = {
     "energy_eV": 300e3,
     "semiangle_mrad": 10.0,
     # With 64 pixels of 0.6 mrad the shift between neighbours is 0.5 Å, below what is to be resolved, and the defocused
-    # probe fits twice into the window of ptychography. At -1500 Å both lost resolution to the pixels (one specimen tried).
+    # probe fits twice into the window of ptychography. At -1500 Å both lost by it (one specimen tried).
     "aberrations": {"C10": -800.0},
     "scan_step_A": 2.0,
     "det_pixels": 64,
@@ -240,7 +240,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "specimens": _specimens(64.0),
         "doses": (10.0, 30.0, 100.0, 300.0, 1000.0, 1e4),
         "seeds": (0, 1),
-        "methods": _METHODS,
+        "methods": (*_METHODS, "fuse_cnn"),
         "optics": _OPTICS,
         "ptychography": {"iterations": 8},
         # a quarter of the whole search's time, or 20 minutes would not do
