@@ -2,7 +2,8 @@
 
 The spatial path sees the linear images and what a learnt spectral filter makes of them; the angular path sees groups of
 views laid back onto the object; attention pools the groups, and each path gates the other. A last, exact step blends
-the result with the data frequency by frequency: where the data are sure, they decide.
+the result with the data frequency by frequency: where the data are sure, they decide. The lowest frequencies are those
+of the linear image.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
 _BANDS = 8  # of frequency, in which the noise is told to all layers
 _LOWEST_POWER, _HIGHEST_POWER = -12.0, 9.0  # natural logarithm of a learnt power, in units of the mean signal's
 _KNOTS = 12  # of the blend's curve over the logarithm of the noise
+_LOWEST = (0.03, 0.08)  # of 2α/λ: below, no frequency is the network's; above, all are
 _LEAST, _MOST = math.log(1e-3), math.log(1e3)
 
 
@@ -154,14 +156,18 @@ class FusionNetwork(nn.Module):
         fine = self.up0(fine + _doubled(self.from1(middle)), told)
         correction, log_std = functional.pixel_shuffle(self.leave(fine).float(), 2).unbind(1)
         image = base + correction
-        if self.trust is not None:
-            share = self.data_share(given)
-            wanted = spectrum * noise * share + unit_spectrum(image) * (1 - share)
-            image = _image(wanted, image)
+        share = self._blended(given)
+        wanted = spectrum * noise * share + unit_spectrum(image) * (1 - share)
+        linear = unit_spectrum(given.ring)
+        image = _image(linear + (wanted - linear) * _free(given.radius, share), image)
         return NetworkOutput(image, log_std)
 
     def data_share(self, given: NetworkInput) -> torch.Tensor:
-        """Share of each frequency that the last step takes from the data: (batch, ky, kx)."""
+        """Share of each frequency that is not the network's own: (batch, ky, kx)."""
+        share = self._blended(given)
+        return 1 - (1 - share) * _free(given.radius, share)
+
+    def _blended(self, given: NetworkInput) -> torch.Tensor:
         return self.trust(given.noise, given.radius) if self.trust is not None else torch.zeros_like(given.noise)
 
 
@@ -338,6 +344,17 @@ class Blend(nn.Module):
         log_error = curve[low.long()] * (1 - part) + curve[low.long() + 1] * part
         error = 2 * log_error.exp()
         return torch.where(radius < 1, error / (error + noise**2), 0.0)
+
+
+def _free(radius: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """How far a frequency may differ from the ring prior's image: not at the lowest, unless the data say so.
+
+    Bright-field views hardly see them, and a specimen larger than what the network looks at (a particle in vacuum)
+    shows in nothing else: a guess there can turn its contrast round.
+    """
+    low, high = _LOWEST
+    at = ((radius - low) / (high - low)).clamp(0, 1)
+    return 1 - (1 - at * at * (3 - 2 * at)) * (1 - share)
 
 
 def _summary(given: NetworkInput) -> torch.Tensor:
