@@ -361,25 +361,21 @@ def _on_grid(
     """The phase less its surroundings on the grid, which is turned against the image's axes; surroundings 0."""
     from scipy import ndimage
 
-    y, x = (first[i] + pitch[i] * np.arange(size[i]) for i in range(2))
-    y, x = rotate(y[:, None], x[None, :], turn)
+    axes = [first[i] + pitch[i] * np.arange(size[i]) for i in range(2)]
+    y, x = rotate(axes[0][:, None], axes[1][None, :], turn)
     pixel = _pixel(phase)
     values = np.asarray(phase.values, dtype=float)
-    index = [
-        np.broadcast_to((at - float(phase[dim][0])) / step, (size[0], size[1]))
-        for at, dim, step in zip((y, x), ("y", "x"), pixel, strict=True)
-    ]
+    ways = zip((y, x), ("y", "x"), pixel, strict=True)
+    index = [np.broadcast_to((at - float(phase[dim][0])) / step, (size[0], size[1])) for at, dim, step in ways]
     # what the grid cannot hold would come back at other frequencies
     cut = [0.5 / max(pitch) * step for step in pixel]
-    if _wraps(phase, like):
-        fine = _doubled(_low_passed(values - values.mean(), cut))
-        return np.asarray(ndimage.map_coordinates(fine, [2 * i for i in index], order=5, mode="grid-wrap"))
+    wraps = _wraps(phase, like)
     border = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]]).mean()
-    mirrored = np.pad(values - border, [(0, n) for n in values.shape], mode="symmetric")
-    fine = _doubled(_low_passed(mirrored, cut))
+    period = values - values.mean() if wraps else np.pad(values - border, [(0, n) for n in values.shape], "symmetric")
+    fine = _doubled(_low_passed(period, cut))
     found = ndimage.map_coordinates(fine, [2 * i for i in index], order=5, mode="grid-wrap")
     inside = [(i > -0.5) & (i < n - 0.5) for i, n in zip(index, values.shape, strict=True)]
-    return np.asarray(np.where(inside[0] & inside[1], found, 0.0))
+    return np.asarray(np.where(wraps | (inside[0] & inside[1]), found, 0.0))
 
 
 def _wraps(phase: xr.DataArray, like: xr.DataArray) -> bool:

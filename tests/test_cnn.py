@@ -9,7 +9,7 @@ import torch
 
 import misr
 from misr.cube import cube_history
-from misr.fusion import cnn, training_data
+from misr.fusion import training_data
 from misr.fusion.cnn import fuse_cnn
 from misr.fusion.linear import solved
 from misr.fusion.natural import natural_field, natural_groups
@@ -205,16 +205,31 @@ def test_optics_within_the_training_do_not_warn(model, recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_the_ranges_told_are_those_drawn_from():
+def test_microscopes_are_drawn_within_the_ranges_told():
     rng = np.random.default_rng(0)
-    for name in ("DOSES", "ENERGIES", "SEMIANGLES", "BANDS", "STEPS"):
-        drawn = getattr(training_data, name, None) or getattr(training_data, f"_{name}")
-        assert getattr(cnn, f"_{name}") == drawn
     for _ in range(100):
         optics = training_data.draw_conditions(rng)
         defocus = abs(optics.aberrations["C10"]) * (optics.semiangle_mrad * 1e-3) ** 2 / optics.wavelength
-        assert cnn._DEFOCI[0] <= defocus * (1 + 1e-9)
-        assert defocus <= cnn._DEFOCI[1] * (1 + 1e-9)
+        values = {
+            "ENERGIES": optics.energy_eV,
+            "SEMIANGLES": optics.semiangle_mrad,
+            "BANDS": 2 * optics.cutoff,
+            "DEFOCI": defocus,
+        }
+        for name, value in values.items():
+            low, high = getattr(training_data, name)
+            assert low * (1 - 1e-9) <= value <= high * (1 + 1e-9), name
+
+
+def test_groups_are_not_summed_for_a_network_that_does_not_look_at_them(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    blind = save_network(FusionNetwork(NetworkSettings(width=16, angular=False)), tmp_path / "blind.safetensors")
+    views = scan()
+    grouped = fuse_cnn(views, model=blind, plan=misr.plan_fusion(views))
+    monkeypatch.setattr("misr.fusion.view_groups.group_sums", None)  # called, it would fail
+    alone = fuse_cnn(views, model=blind)
+    np.testing.assert_allclose(alone.phase, grouped.phase, atol=1e-4 * float(grouped.phase.std()))
+    assert alone.attrs["n_groups"] == 1
 
 
 @pytest.mark.parametrize("options", [{"n_groups": 0}, {"n_groups": True}, {"tile": 32}, {"upsample": 0}])

@@ -15,8 +15,9 @@ from misr.fusion.losses import image_loss
 from misr.fusion.natural import atom_amplitude
 from misr.fusion.network import FusionNetwork, NetworkInput, NetworkSettings
 from misr.fusion.presets import run_preset
+from misr.fusion.random_specimens import SPECIMEN_KINDS
 from misr.fusion.training import TrainingSettings, augmented, evaluate, train_network
-from misr.fusion.training_data import DOSES, KINDS, SIDE, draw_conditions, make_examples
+from misr.fusion.training_data import DOSES, SIDE, draw_conditions, make_examples
 from misr.fusion.training_files import Batch, as_batch, load_shard, shard_path, write_shard
 from misr.fusion.weights import load_network
 
@@ -166,7 +167,7 @@ def test_a_shard_holds_its_examples_and_is_not_made_twice(folder):
     direct = list(make_examples(3, split="train"))
     shape = direct[0].truth.shape
     torch.testing.assert_close(batch.truth[0, : shape[0], : shape[1]], direct[0].truth, atol=1e-2, rtol=1e-2)
-    assert KINDS[int(batch.kind[0])] == direct[0].kind
+    assert SPECIMEN_KINDS[int(batch.kind[0])] == direct[0].kind
     torch.testing.assert_close(batch.given.radius[0, 0, 1], direct[0].field.radius[0, 1] * shape[1] / SIDE)
     told = json.loads(safe_metadata(path)["examples"])
     assert [one["dose_e_per_A2"] for one in told] == pytest.approx(batch.dose.tolist(), rel=1e-5)

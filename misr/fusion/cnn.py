@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fuse_cnn"]
 
-# what misr.fusion.training_data draws from
-_DOSES, _ENERGIES, _SEMIANGLES, _BANDS = (3.0, 1e4), (60e3, 300e3), (4.0, 30.0), (0.35, 1.7)
-_STEPS = (0.8, 4.5)  # scan step over λ/2α
-_DEFOCI = (1.0, 7.0)  # of either sign, in λ/α²
 _BARELY = 1.2  # times outside is not worth a word
 
 
@@ -54,7 +50,8 @@ def fuse_cnn(
     model : str or path
         "default", or a ``.safetensors`` file that ``misr train`` wrote.
     n_groups : int
-        Groups that the views are gathered in for the angular path, at most.
+        Groups that the views are gathered in for the angular path, at most; without that path (the default model has
+        none) they stay together.
     plan : FusionPlan, optional
         From `misr.plan_fusion` for these views.
     tile : int
@@ -104,7 +101,8 @@ def fuse_cnn(
     _check_whole("n_groups", n_groups, least=1)
     _check_whole("tile", tile, least=64)
     network = load_network(model)
-    grouped = measure_in_groups(views, n_groups, plan=plan, device=device)
+    number = n_groups if network.settings.angular else 1  # nothing else looks at the groups
+    grouped = measure_in_groups(views, number, plan=plan, device=device)
     plan = grouped.plan
     _warn_outside(views, grouped)
     solution = solved(plan, grouped.statistic, local=True)
@@ -137,18 +135,20 @@ def _check_whole(name: str, value: Any, *, least: int) -> None:
 
 def _warn_outside(views: xr.DataArray, grouped: GroupedViews) -> None:
     """Say what lies outside the ranges trained for, and how far."""
+    from misr.fusion import training_data as ranges
+
     geometry, step = grouped.plan.geometry, scan_step(views)
     semiangle, band = float(views.attrs["semiangle_mrad"]), 2 * geometry.cutoff
     defocus = abs(geometry.aberrations.get("C10", 0.0)) * (semiangle * 1e-3) ** 2 / geometry.wavelength
     # nearly all electrons are in the bright field
     dose = float(views.attrs.get("dose_e_per_A2") or 0.0) or grouped.electrons / (step[0] * step[1])
     given = {
-        "energy_eV": (float(views.attrs["energy_eV"]), _ENERGIES, "eV"),
-        "semiangle_mrad": (semiangle, _SEMIANGLES, "mrad"),
-        "band limit": (band, _BANDS, "1/Å"),
-        "defocus": (defocus, _DEFOCI, "λ/α²"),
-        "scan step": (max(step) * band, _STEPS, "λ/2α"),
-        "dose": (dose, _DOSES, "e/Å²"),
+        "energy_eV": (float(views.attrs["energy_eV"]), ranges.ENERGIES, "eV"),
+        "semiangle_mrad": (semiangle, ranges.SEMIANGLES, "mrad"),
+        "band limit": (band, ranges.BANDS, "1/Å"),
+        "defocus": (defocus, ranges.DEFOCI, "λ/α²"),
+        "scan step": (max(step) * band, ranges.STEPS, "λ/2α"),
+        "dose": (dose, ranges.DOSES, "e/Å²"),
     }
     outside = []
     for name, (value, (low, high), units) in given.items():

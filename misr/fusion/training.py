@@ -17,6 +17,7 @@ import torch
 
 from misr.fusion.losses import correlation_with_truth, image_loss, missed_share, std_loss
 from misr.fusion.network import FusionNetwork, NetworkInput, NetworkSettings, even_plane
+from misr.fusion.random_specimens import SPECIMEN_KINDS
 from misr.fusion.training_files import Batch, as_batch, load_shard
 
 __all__ = ["TrainingSettings", "augmented", "evaluate", "train_network"]
@@ -347,7 +348,7 @@ def _summarised(found: dict[str, Any]) -> dict[str, float]:
         "loss": float(loss[:, 0].mean()), "loss_local": float(loss[:, 2].mean()),
         "covered_68": float(found["covered"][:, 0].mean()), "covered_95": float(found["covered"][:, 1].mean()),
     }  # fmt: skip
-    for number, name in enumerate(("crystalline", "semicrystalline", "amorphous", "isolated")):
+    for number, name in enumerate(SPECIMEN_KINDS[:-1]):
         chosen = found["kind"] == number
         if bool(chosen.any()):
             gained = found["frc"][chosen]

@@ -17,23 +17,24 @@ import torch
 
 from misr.fusion.natural import BLOCK, NaturalField, atom_amplitude, natural_field, natural_groups
 from misr.fusion.plan import FusionPlan, Statistic, measure
+from misr.fusion.random_specimens import SPECIMEN_KINDS
 from misr.optics import electron_wavelength
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["DOSES", "KINDS", "SIDE", "Conditions", "Example", "draw_conditions", "make_examples"]
+__all__ = ["SIDE", "Conditions", "Example", "draw_conditions", "make_examples"]
 
 SIDE = 128  # pixels of a training field
 DOSES = (3.0, 1e4)  # e/Å²
-_ENERGIES = (60e3, 300e3)
-_SEMIANGLES = (4.0, 30.0)
-_BANDS = (0.35, 1.7)  # 1/Å: 2α/λ of the microscopes trained for
-_STEPS = (0.8, 4.5)  # scan step over λ/2α, the finest detail
+ENERGIES = (60e3, 300e3)
+SEMIANGLES = (4.0, 30.0)
+BANDS = (0.35, 1.7)  # 1/Å: 2α/λ of the microscopes trained for
+STEPS = (0.8, 4.5)  # scan step over λ/2α, the finest detail
 _DISK_PIXELS = (13, 21)  # of the detector, across the bright field
 _FIELD = 0.4575 * SIDE  # in λ/2α: `natural_grid` makes SIDE pixels of it
 _PERIODIC = 0.6
-_FRESNEL = 1.0  # of defocus, fewest: C10 α²/λ
+DEFOCI = (1.0, _DISK_PIXELS[1] / 3)  # of either sign, in λ/α²; fewer pixels allow less
 _LAYER_A = 12.0
 _SIM_PIXEL = 0.30  # of λ/2α
 _STRONGEST = 0.6  # rad, rms: stronger specimens are made thinner, for no linear image is worth mending there
@@ -135,16 +136,16 @@ def draw_conditions(rng: np.random.Generator) -> Conditions:
         Such that views and defocus can unfold the scan.
     """
     while True:
-        energy = _log_uniform(rng, _ENERGIES)
-        semiangle = _log_uniform(rng, _SEMIANGLES)
+        energy = _log_uniform(rng, ENERGIES)
+        semiangle = _log_uniform(rng, SEMIANGLES)
         band = 2e-3 * semiangle / electron_wavelength(energy)
-        if _BANDS[0] < band < _BANDS[1]:
+        if BANDS[0] < band < BANDS[1]:
             break
     wavelength = float(electron_wavelength(energy))
     across = int(rng.integers(*_DISK_PIXELS, endpoint=True))
     field = _FIELD / band
-    positions = round(field * band / _log_uniform(rng, _STEPS))
-    fresnel = _log_uniform(rng, (_FRESNEL, across / 3))
+    positions = round(field * band / _log_uniform(rng, STEPS))
+    fresnel = _log_uniform(rng, (DEFOCI[0], across / 3))
     # the views' shifts have to span more than a step, or nothing is unfolded
     fresnel = max(fresnel, 0.4 * field * band / positions)
     C10 = float(rng.choice([-1, 1])) * fresnel * wavelength / (semiangle * 1e-3) ** 2
@@ -192,13 +193,12 @@ def make_examples(
         One per dose.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, ("train", "validation", "test").index(split), 7]))
-    kind = kind or str(rng.choice(KINDS, p=_SHARES))
+    kind = kind or str(rng.choice(SPECIMEN_KINDS, p=_SHARES))
     conditions = draw_conditions(rng)
     counts, slices, pixel = simulate(kind, conditions, seed=seed, split=split)
     yield from _counted(counts, slices, pixel, conditions, rng=rng, doses=doses, groups=groups, kind=kind, seed=seed)
 
 
-KINDS = ("crystalline", "semicrystalline", "amorphous", "isolated", "empty")
 _SHARES = (0.4, 0.25, 0.2, 0.12, 0.03)
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from misr.fusion.natural import atom_amplitude, plane_of_size
 from misr.fusion.network import NetworkInput
-from misr.fusion.training_data import KINDS, SIDE, Example, make_examples
+from misr.fusion.random_specimens import SPECIMEN_KINDS
+from misr.fusion.training_data import SIDE, Example, make_examples
 
 __all__ = ["Batch", "as_batch", "load_shard", "shard_path", "write_shard"]
 
@@ -137,7 +138,7 @@ def _stacked(examples: Iterable[Example]) -> dict[str, torch.Tensor]:
         arrays["tilts"] = one.tilts
         arrays["log_noise"] = plane_of_size(field.noise.log(), field.ring.shape, (SIDE, SIDE)).half()
         arrays["inside"] = _filled_up(field.inside.to(torch.uint8))
-        cutoff, kind = one.conditions.cutoff, KINDS.index(one.kind)
+        cutoff, kind = one.conditions.cutoff, SPECIMEN_KINDS.index(one.kind)
         for name, value in (
             ("scale", field.scale), ("pixel", (field.pixel[0] * field.pixel[1]) ** 0.5), ("cutoff", cutoff),
             ("dose", one.dose_e_per_A2), ("kind", float(kind)),

@@ -76,8 +76,11 @@ def measure_in_groups(
     with held_stack(ordered) as (stack, per_position), warnings.catch_warnings():
         if plan is None:
             held = ordered.copy(data=stack) if isinstance(stack, np.ndarray) else ordered
-            own, _ = measure(held, device=device, keep=True)
+            own, known = measure(held, device=device, keep=len(parts) > 1)
             warnings.simplefilter("ignore", UserWarning)  # of lost positions: said already
+            if len(parts) == 1:
+                positions = replace(own.grid, kept=1 - float(lost_positions(per_position).mean())).n_effective
+                return GroupedViews(own, known, [known.vector], tilts, known.electrons / positions)
         else:
             own = _reordered(plan, ordered, order)
         lost = lost_positions(per_position)

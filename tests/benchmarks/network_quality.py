@@ -27,11 +27,12 @@ import xarray as xr
 import misr
 from misr.cube import image_from_array
 from misr.fusion.presets import make_shards
+from misr.fusion.random_specimens import SPECIMEN_KINDS
 from misr.fusion.training_data import draw_conditions, simulate
 from misr.fusion.training_files import as_batch, load_shard
 from misr.fusion.weights import load_network
 
-KINDS = ("crystalline", "semicrystalline", "amorphous", "isolated")
+KINDS = SPECIMEN_KINDS[:-1]  # not the empty ones
 DECADES = ((3, 10), (10, 30), (30, 100), (100, 300), (300, 1000), (1000, 10000))
 _RING = 0.08  # of the band
 
