@@ -29,6 +29,7 @@ from misr.benchmark import (
     write_report,
 )
 from misr.benchmark import methods as methods_module
+from misr.benchmark import workers
 from misr.benchmark.measure import measure_cell
 from misr.benchmark.memory import measured
 from misr.benchmark.methods import METHODS, Method, NotAvailableError, Prepared
@@ -262,6 +263,25 @@ def test_a_cell_that_kills_its_worker_is_a_failure_and_the_rest_goes_on(tmp_path
     again = run_benchmark(tmp_path, settings=fast_settings(), progress=False)
     assert sorted(ran) == [("fuse_linear", 1e5), ("tcbf", 1e3)]
     np.testing.assert_allclose(again.correlation, finished[1].correlation, rtol=1e-4)
+
+
+class SlowToTell:
+    """A dead process whose exit status another thread is just fetching."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def join(self, timeout):
+        pass
+
+    @property
+    def exitcode(self):
+        self.asked += 1
+        return -9 if self.asked > 3 else None
+
+
+def test_an_exit_status_is_waited_for():
+    assert workers._exit_status(SlowToTell()) == -9
 
 
 def pid_and_patience(file):

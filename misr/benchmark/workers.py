@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -84,9 +85,7 @@ class _Seat:
             return Died(reason)
 
     def _reason(self) -> str:
-        if self._process is not None:
-            self._process.join(_PATIENCE_S)
-        code = None if self._process is None else self._process.exitcode
+        code = None if self._process is None else _exit_status(self._process)
         if code is None:
             return "the worker process died"
         if code >= 0:
@@ -99,6 +98,17 @@ class _Seat:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = self._process = None
+
+
+def _exit_status(process: Any) -> int | None:
+    """Exit status of a process that has died; None if it stays unknown."""
+    until = time.monotonic() + _PATIENCE_S
+    process.join(_PATIENCE_S)
+    # the pool's own thread may have fetched the status an instant ago and not yet have written it down
+    while process.exitcode is None and time.monotonic() < until:
+        time.sleep(0.01)
+    code: int | None = process.exitcode
+    return code
 
 
 def _leave_with_parent() -> None:
