@@ -12,10 +12,12 @@ import xarray as xr
 from phase_object import at_dose, atoms_phase, phase_object_cube
 
 import misr
+from misr.fusion import compiled_waves
 from misr.fusion.geometry import folds, view_geometry
 from misr.fusion.kernels import from_plane, full_plane
 from misr.fusion.overlap import Overlaps, Specimen
 from misr.fusion.stream import computed_views, held_stack
+from misr.fusion.workspace import Workspace
 from misr.optics import aperture_fraction, overlap_function, pixel_width
 
 pytestmark = [
@@ -93,6 +95,52 @@ def test_overlaps_are_those_of_the_formula(make_scan, aberrations, specimen, n_v
     assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
     some = overlaps(*torch.as_tensor(q.T, dtype=torch.float32), slice(5, 12)).numpy()
     np.testing.assert_allclose(some, found[..., 5:12], atol=2e-5)
+
+
+@pytest.mark.parametrize("n_views", [None, 30])
+@pytest.mark.parametrize("specimen", [*SPECIMENS[:2], Specimen(amplitude=True)])
+def test_the_compiled_loop_is_the_formula_too(make_scan, specimen, n_views):
+    cube = misr.with_aberrations(make_scan("atoms", pixels=64, det_bin=4)[0], {"C10": -1500.0, "C12": 80.0})
+    geometry = view_geometry(misr.synthesize_views(cube, n_views=n_views))
+    q = np.random.default_rng(0).uniform(-0.8, 0.8, (40, 2))
+    overlaps = Overlaps(geometry, specimen, device=CPU)
+    some = np.arange(3, geometry.n_views - 2)
+    patch = overlaps.patch(some, factor=np.linspace(0.5, 2, len(some)), compiled=True)
+    assert patch.waves._compiled
+    # 8 scan frequencies of 5 aliases each, in a larger array as in the sums
+    rows = torch.full((8, 5 * len(specimen.channels) + 1, len(some)), np.nan, dtype=torch.complex64)
+    table = overlaps.table(*(torch.as_tensor(part, dtype=torch.float32).reshape(8, 5) for part in q.T))
+    overlaps.fill(rows[:, :-1], table, patch, work=Workspace(CPU))
+    found = rows[:, :-1].reshape(8, -1, 5, len(some)).transpose(1, 2).flatten(0, 1).numpy()
+    expected = by_formula(geometry, specimen, *q.T)[..., some] * np.linspace(0.5, 2, len(some))
+    assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
+    assert bool(rows[:, -1].isnan().all())  # the rows between are not touched
+
+
+@pytest.mark.parametrize("options", [{}, {"n_views": 40}])
+def test_a_long_sum_is_compiled_and_comes_to_the_same(make_scan, monkeypatch, options):
+    cube = at_dose(make_scan("atoms", det_bin=4)[0], 1e3, rng=0).isel(scan_y=slice(0, 20), scan_x=slice(0, 18))
+    views = misr.synthesize_views(cube, **options)
+    usual = misr.fuse_linear(views)
+    calls = []
+    block = compiled_waves.overlap_block
+    monkeypatch.setattr(compiled_waves, "overlap_block", lambda *given: (calls.append(1), block(*given)))
+    monkeypatch.setattr("misr.fusion.statistic._WORTH_COMPILING", 0)
+    compiled = misr.fuse_linear(views)
+    assert calls
+    xr.testing.assert_allclose(compiled, usual, rtol=2e-3, atol=1e-4 * float(usual.phase.std()))
+
+
+def test_what_cannot_be_compiled_is_not(make_scan):
+    cube = misr.with_aberrations(make_scan("atoms", pixels=64, det_bin=4)[0], {"C10": -1500.0})
+    views = misr.synthesize_views(cube)
+    step = views.attrs["detector_step_mrad"]
+    blurred = Overlaps(view_geometry(views), Specimen(focal_spread_A=40.0), device=CPU)
+    oblong = Overlaps(
+        view_geometry(views.assign_attrs(detector_step_mrad=(step[0], 1.2 * step[1]))), Specimen(), device=CPU
+    )
+    for overlaps in (blurred, oblong):
+        assert not overlaps.patch(np.arange(9), compiled=True).waves._compiled
 
 
 def test_planes_and_their_inverse(views):

@@ -92,8 +92,8 @@ class Overlaps:
         angles = self.specimen.channels
         return plane_wave_table(q_y, q_x, geometry=self.geometry, angles=angles, damping=damping)
 
-    def patch(self, views: np.ndarray, *, factor: np.ndarray | None = None) -> Patch:
-        """Some of the views, in that order, each one's Γ to be multiplied by a factor."""
+    def patch(self, views: np.ndarray, *, factor: np.ndarray | None = None, compiled: bool = False) -> Patch:
+        """Some of the views, in that order, each one's Γ to be multiplied by a factor; for a long sum, compiled."""
         geometry = self.geometry
         place = np.full(geometry.n_views, -1)
         place[views] = np.arange(len(views))
@@ -115,6 +115,7 @@ class Overlaps:
                 focal_spread_A=self.specimen.focal_spread_A,
                 factor=None if np.all(per_pixel == 1) else per_pixel,
                 device=self.device,
+                compiled=compiled,
             ),
             member=None if self._single else torch.as_tensor(member, device=self.device),
             factor=torch.as_tensor(per_pixel, dtype=torch.float32, device=self.device),

@@ -39,6 +39,8 @@ class PlaneWaves:
         Each pixel's Γ is multiplied by it.
     device : torch.device
         Where to compute.
+    compiled : bool
+        Whether the loop may be compiled: on CPUs, for square pixels and a sharp focus.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PlaneWaves:
         focal_spread_A: float,
         factor: np.ndarray | None,
         device: torch.device,
+        compiled: bool = False,
     ) -> None:
         self.geometry, self.focal_spread, self.device = geometry, focal_spread_A, device
         self.y, self.x = (self._real(along[pixels]) for along in (geometry.pixel_y, geometry.pixel_x))
@@ -63,12 +66,20 @@ class PlaneWaves:
             (int(begin), int(end), int(rows[begin]) - self._first[0], int(columns[begin]) - self._first[1])
             for begin, end in itertools.pairwise(breaks)
         ]
+        self._compiled = compiled and device.type == "cpu" and geometry.is_square and not focal_spread_A
+        if self._compiled:
+            of_pixel = one if self._factor is None else self._factor
+            places = self._real(rows), self._real(columns)
+            self._pixels = torch.stack((k2, self.y, self.x, *places, of_pixel)).numpy()
 
     def __call__(self, table: torch.Tensor, *, into: Sequence[torch.Tensor], work: Workspace) -> None:
         """``Γ = exp(ik·∇χ(q)) blur [(w₋ + w₊) sin χ(q) + i (w₋ - w₊) cos χ(q)]``, w∓ the aperture at k ∓ q.
 
         Frequencies as rows of `plane_wave_table`; Γ for each absorption angle goes into an array of n · pixels values.
         """
+        if self._compiled:
+            self._in_one_loop(table, into)
+            return
         wave = self._wave(table[:, _START : _START + 3], work)
         minus, plus = self._apertures(table, work)
         if self._factor is not None:
@@ -84,15 +95,32 @@ class PlaneWaves:
             gamma = torch.complex(real, imaginary, out=work.complex("gamma", *size))
             torch.mul(gamma.view(out.shape), wave.view(out.shape), out=out)
 
-    def _wave(self, slopes: torch.Tensor, work: Workspace) -> torch.Tensor:
-        """``exp(ik·s)`` from the rows and columns of the detector, run by run of neighbouring pixels (no gather)."""
+    def _in_one_loop(self, table: torch.Tensor, into: Sequence[torch.Tensor]) -> None:
+        from misr.fusion.compiled_waves import overlap_block
+
+        bend, vertex = _bend_and_vertex(self.geometry)
+        edge = np.array([vertex - 1, bend, 0.5 - vertex / 2], dtype=np.float32)
+        every = table.contiguous().numpy()
+        for i, out in enumerate(into):
+            strides = (out.shape[1], 2 * out.stride(0), 2 * out.stride(1))
+            length = (out.shape[0] - 1) * out.stride(0) + (out.shape[1] - 1) * out.stride(1) + out.shape[2]
+            flat = torch.view_as_real(out.as_strided((length,), (1,))).flatten().numpy()
+            columns = (_SQUARE, _START, _ANGLES + 2 * i)
+            overlap_block(flat, strides, every, columns, self._pixels, edge)
+
+    def _row_and_column(self, slopes: torch.Tensor, work: Workspace) -> tuple[torch.Tensor, torch.Tensor]:
+        """``exp(ik·s)`` along the rows and along the columns of the detector."""
         start, per_row, per_column = slopes[:, 0:1], slopes[:, 1:2], slopes[:, 2:3]
         size = len(slopes)
         angle = torch.mul(per_row, self._rows, out=work.real("angle", size, len(self._rows)))
         along_row = _unit(angle.add_(start), "row", work)
         angle = torch.mul(per_column, self._cols, out=work.real("angle", size, len(self._cols)))
-        along_column = _unit(angle, "column", work)
-        wave = work.complex("wave", size, len(self.y))
+        return along_row, _unit(angle, "column", work)
+
+    def _wave(self, slopes: torch.Tensor, work: Workspace) -> torch.Tensor:
+        """``exp(ik·s)`` from the rows and columns of the detector, run by run of neighbouring pixels (no gather)."""
+        along_row, along_column = self._row_and_column(slopes, work)
+        wave = work.complex("wave", len(slopes), len(self.y))
         for begin, end, row, column in self._runs:
             block = along_column[:, column : column + end - begin], along_row[:, row : row + 1]
             torch.mul(*block, out=wave[:, begin:end])

@@ -27,6 +27,7 @@ __all__ = ["Sums", "ViewStack", "accumulate", "batches", "keep_overlaps"]
 _BATCH_BYTES = 192 << 20  # of spectra in flight
 _PATCH_PIXELS, _BLOCK_ENTRIES = 160, 320 * 160  # of a block: its intermediate results then stay in the cache
 _LATTICE_BYTES = 32 << 20  # of a tile's matrices, over all aliases
+_WORTH_COMPILING = 20_000_000  # overlap values: some 0.2 s of torch on one thread
 _TINY = 1e-15
 
 
@@ -116,7 +117,8 @@ def accumulate(
         return sums
     root = mean.sqrt().clamp(min=_TINY).cpu().numpy()
     first = views.indices(overlaps.geometry.n_views)[0]
-    patches = [overlaps.patch(first + group, factor=root[group]) for group in groups]
+    compiled = _is_long(freq, overlaps)
+    patches = [overlaps.patch(first + group, factor=root[group], compiled=compiled) for group in groups]
     transformed.div_(ordered.sqrt().clamp(min=_TINY)[:, None].float())
     transformed = transformed.view(-1, grid.padded[0], grid.half)
     numbers = torch.arange(len(freq.weight), device=overlaps.device).view(grid.padded[0], grid.half)
@@ -266,7 +268,7 @@ def empty_sums(freq: Frequencies, overlaps: Overlaps, *, with_matrix: bool, mean
 
 def keep_overlaps(freq: Frequencies, overlaps: Overlaps) -> list[torch.Tensor]:
     """The overlap functions of all views, (scan frequency, unknown, view) in the parts that `accumulate` takes."""
-    patch = overlaps.patch(np.arange(overlaps.geometry.n_views))
+    patch = overlaps.patch(np.arange(overlaps.geometry.n_views), compiled=_is_long(freq, overlaps))
     unknowns = freq.y.shape[1] * len(overlaps.specimen.channels)
     work, kept = Workspace(overlaps.device), []
     for part in _parts(freq, _entries(overlaps)):
@@ -275,6 +277,11 @@ def keep_overlaps(freq: Frequencies, overlaps: Overlaps) -> list[torch.Tensor]:
         kept.append(torch.empty(shape, dtype=torch.complex64, device=overlaps.device))
         overlaps.fill(kept[-1], table, patch, work=work)
     return kept
+
+
+def _is_long(freq: Frequencies, overlaps: Overlaps) -> bool:
+    """Whether so many overlap values are asked for that compiling the loop pays."""
+    return freq.alias.numel() * _entries(overlaps) > _WORTH_COMPILING
 
 
 def _entries(overlaps: Overlaps) -> int:
