@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_prior_share", "plot_trust"]
 
+_LETTER = 9  # screen pixels of a title's letter, about
 _GREY, _PALE, _GREEN = "#6b6b6b", "#b9b9b9", "#3a7d44"
 _CURVES = (
     # name, label, colour, dash, width
@@ -68,7 +70,7 @@ def plot_trust(report: xr.Dataset, *, width: int = 420, height: int = 320) -> hv
     missing = [name for name in ("frc", "linear_limit", "share", "passed", "words", "beyond") if name not in report]
     if missing:
         raise ValueError(f"the report lacks {missing}: make it with misr.trust_report")
-    parts = [_curves(hv, report), plot_prior_share(report), _table(hv, report)]
+    parts = [_curves(hv, report, width), plot_prior_share(report), _table(hv, report, width)]
     parts[0] = parts[0].opts(backend="bokeh", frame_width=width, frame_height=height)
     parts[1] = parts[1].opts(backend="bokeh", frame_width=width, frame_height=height)
     parts[2] = parts[2].opts(backend="bokeh", frame_width=width, frame_height=44 * report.sizes["test"])
@@ -136,7 +138,7 @@ def _frame() -> dict[str, Any]:
     }
 
 
-def _curves(hv: Any, report: xr.Dataset) -> Any:
+def _curves(hv: Any, report: xr.Dataset, width: int) -> Any:
     q = report["frequency"].values.astype(float)
     axes: dict[str, Any] = {"kdims": ["frequency"], "vdims": ["FRC"]}
     parts = [hv.HLine(0).opts(backend="bokeh", color="#bbbbbb", line_width=1)]
@@ -163,7 +165,7 @@ def _curves(hv: Any, report: xr.Dataset) -> Any:
         backend="bokeh",
         xlabel="spatial frequency (1/Å)",
         ylabel="FRC",
-        title=f"{report.attrs.get('pipeline', 'method')}: {title}",
+        title=_wrapped(f"{report.attrs.get('pipeline', 'method')}: {title}", width),
         xlim=(0, float(q[-1])),
         ylim=(min(-0.15, lowest - 0.05), 1.05),
         legend_position="top_right",
@@ -172,7 +174,7 @@ def _curves(hv: Any, report: xr.Dataset) -> Any:
     )
 
 
-def _table(hv: Any, report: xr.Dataset) -> Any:
+def _table(hv: Any, report: xr.Dataset, width: int) -> Any:
     """A line per test: bokeh's own tables wrap no words, so the text is drawn."""
     names = [str(name) for name in report["test"].values]
     rows = np.arange(len(names))[::-1]
@@ -187,11 +189,16 @@ def _table(hv: Any, report: xr.Dataset) -> Any:
                 backend="bokeh", color=colour, text_font_size="8.5pt"
             )
         )
-    verdict = verdict_words(report)
+    verdict = _wrapped(verdict_words(report), width)
     return hv.Overlay(parts).opts(
         backend="bokeh", xaxis=None, yaxis=None, xlim=(-0.01, 1), ylim=(-0.7, len(names) - 0.3), title=verdict,
         show_frame=False, toolbar=None, default_tools=[], fontsize=FONTS, framewise=True,
     )  # fmt: skip
+
+
+def _wrapped(title: str, width: int) -> str:
+    """A title in lines that fit over a frame: bokeh cuts off what does not."""
+    return textwrap.fill(title, max(20, width // _LETTER))
 
 
 _SHORT = {

@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--upsample", type=_upsample, default="auto", metavar="N", help="pixels per scan step (default: %(default)s)"
     )
+    run.add_argument(
+        "--model", default="linear", help="linear (default), network, or the weights that misr train wrote"
+    )
     run.add_argument("--ring-width", type=float, metavar="1/Å", help="FRC ring width")
     run.add_argument("--seed", type=int, default=0, help="seed of the split in halves (default: %(default)s)")
     run.add_argument("--png", type=Path, help="also write the image as a picture")
@@ -253,6 +256,7 @@ def _run(arguments: argparse.Namespace) -> None:
         rotation_deg=arguments.rotation_deg,
         n_views=arguments.views,
         upsample=arguments.upsample,
+        model=arguments.model,
         ring_width=arguments.ring_width,
         rng=arguments.seed,
     )
@@ -264,6 +268,8 @@ def _run(arguments: argparse.Namespace) -> None:
             image_figure(result).savefig(temporary, dpi=150)
     if "resolution" in result:
         print(f"{resolution_sentence(result['resolution'])} (half-map FRC, half-bit)")
+    if "resolution_linear" in result:
+        print(f"the linear fusion of the same electrons: {resolution_sentence(result['resolution_linear'])}")
     print(f"phase image {result['phase'].shape[0]} × {result['phase'].shape[1]} pixels in {arguments.out}")
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from misr._curves import named_curve
 from misr._provenance import append_history, describe_rng
 from misr.aberrations import aberrations_of, with_aberrations
 from misr.calibrate import fit_aberrations
 from misr.cube import validate_cube
 from misr.descan import correct_descan, measure_descan
-from misr.fusion import fuse_linear, plan_fusion
+from misr.fusion import fuse_cnn, fuse_linear, plan_fusion
 from misr.fusion.linear import CHI2_SUSPECT, unexplained, whole_counts
 from misr.fusion.stream import computed_views
 from misr.halves import NoElectronsError, half_map_frc
@@ -25,7 +28,7 @@ from misr.views import synthesize_views
 __all__ = ["half_map_frc", "super_resolve"]
 
 _LOG = logging.getLogger(__name__)
-_MODELS = ("default", "linear")
+_MODELS = ("linear", "network")
 _SURE = 4.0  # standard errors
 _LARGEST_ABSORPTION = 1.5  # rad
 
@@ -37,7 +40,7 @@ def super_resolve(
     rotation_deg: float | None = None,
     n_views: int | None = None,
     upsample: int | str = "auto",
-    model: str = "default",
+    model: str | Path = "linear",
     ring_width: float | None = None,
     rng: Any = None,
     device: str = "auto",
@@ -63,8 +66,9 @@ def super_resolve(
         Number of views; every bright-field pixel by default.
     upsample : int or "auto"
         Pixels per scan step.
-    model : "default" or "linear"
-        The fusion. Both are the exact linear solve for now.
+    model : "linear", "network" or path
+        The fusion: the exact linear solve (`fuse_linear`), or the network on top of it (`fuse_cnn`), which resolves
+        more and guesses; a ``.safetensors`` file is a network of one's own.
     ring_width : float, optional
         FRC ring width, 1/Å (see `fourier_ring_correlation`).
     rng : None, int or numpy.random.Generator
@@ -77,7 +81,9 @@ def super_resolve(
     xarray.Dataset
         ``phase`` and ``phase_std`` (rad; dims ``("y", "x")``, Å), ``frc`` (dim ``frequency``, 1/Å; half maps) and the
         scalar ``resolution`` (Å, half-bit; its ``attrs["status"]`` says whether the curve crossed). Without whole
-        counts, or with so few that a half has none, the last two are left out, with a warning.
+        counts, or with so few that a half has none, the last two are left out, with a warning. A network adds
+        ``phase_linear``, ``frc_linear`` and ``resolution_linear``: those of the linear fusion of the same electrons.
+        What the network puts into both halves alike raises ``frc``, not ``frc_linear``; `trust_report` tells how much.
 
     Raises
     ------
@@ -101,8 +107,7 @@ def super_resolve(
     >>> result.resolution.attrs["status"]  # a flat specimen: nothing is resolved
     'unresolved'
     """
-    if model not in _MODELS:
-        raise ValueError(f"model={model!r} must be one of {_MODELS}")
+    network = _network(model)
     validate_cube(cube, counts=False)
     cube = correct_descan(cube, measure_descan(cube))
     fit = None
@@ -117,8 +122,12 @@ def super_resolve(
     views = computed_views(synthesize_views(cube, aberrations, n_views=n_views))
     _LOG.info("fusing %d views of %d × %d positions", *views.shape)
     plan = plan_fusion(views, upsample=upsample, absorption_rad=absorption_rad, device=device)
-    result = fuse_linear(views, plan=plan)
-    note: dict[str, Any] = {"model": "linear", "n_views": views.sizes["view"], "rng": describe_rng(rng)}
+    fuse = None if network is None else partial(fuse_cnn, plan=plan, model=network, upsample=upsample, device=device)
+    result = fuse_linear(views, plan=plan) if fuse is None else fuse(views)
+    note: dict[str, Any] = {
+        "model": "linear" if network is None else Path(network).name, "n_views": views.sizes["view"],
+        "rng": describe_rng(rng),
+    }  # fmt: skip
     if fit is not None:
         note["aberrations"] = "fit_aberrations"
         result.attrs["aberrations_confident"] = int(fit.attrs["confident"])
@@ -138,15 +147,44 @@ def super_resolve(
         )
         return result
     try:
-        frc = half_map_frc(views, plan=plan, ring_width=ring_width, rng=rng)
+        curves = {"": half_map_frc(views, fuse=_phase_of(fuse), plan=plan, ring_width=ring_width, rng=rng)}
+        if fuse is not None:
+            same = plan.folds if upsample == "auto" else upsample  # pixels, so that the rings are the same
+            linear = half_map_frc(views, plan=plan, upsample=same, ring_width=ring_width, rng=rng)
+            curves["_linear"] = named_curve(linear, "frc_linear")
     except NoElectronsError as error:
         warnings.warn(f"{error}: no FRC, no resolution", UserWarning, stacklevel=2)
         return result
-    resolution = frc_resolution(frc)
-    resolution.attrs["history"] = append_history(frc.attrs, "frc_resolution", threshold="half-bit")
-    result.attrs["resolution_A"] = float(resolution)
-    result.attrs["resolution_status"] = resolution.attrs["status"]
-    return result.assign(frc=frc, resolution=resolution)
+    for which, frc in curves.items():
+        resolution = frc_resolution(frc)
+        resolution.attrs["history"] = append_history(frc.attrs, "frc_resolution", threshold="half-bit")
+        result.attrs[f"resolution{which}_A"] = float(resolution)
+        result.attrs[f"resolution{which}_status"] = resolution.attrs["status"]
+        result = result.assign({f"frc{which}": frc, f"resolution{which}": resolution})
+    return result
+
+
+def _network(model: str | Path) -> str | Path | None:
+    """The network to fuse with, as `fuse_cnn` takes it; None for the linear fusion."""
+    if isinstance(model, Path) or str(model).endswith(".safetensors"):
+        return model
+    if model not in _MODELS:
+        raise ValueError(f"model={model!r} must be one of {_MODELS}, or a .safetensors file of `misr train`")
+    return "default" if model == "network" else None
+
+
+def _phase_of(fuse: Any) -> Any:
+    """What `half_map_frc` takes, without repeating what was warned of."""
+    if fuse is None:
+        return None
+
+    def fused(views: xr.DataArray) -> xr.DataArray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            phase: xr.DataArray = fuse(views).phase
+        return phase
+
+    return fused
 
 
 def _absorption(fit: Any) -> float:

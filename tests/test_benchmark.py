@@ -26,10 +26,10 @@ from misr.benchmark import (
     run_benchmark,
     structure_specimen,
     table_from_rows,
+    workers,
     write_report,
 )
 from misr.benchmark import methods as methods_module
-from misr.benchmark import workers
 from misr.benchmark.measure import measure_cell
 from misr.benchmark.memory import measured
 from misr.benchmark.methods import METHODS, Method, NotAvailableError, Prepared

@@ -9,7 +9,7 @@ import torch
 
 import misr
 from misr.cube import cube_history
-from misr.fusion import training_data
+from misr.fusion import random_scans
 from misr.fusion.cnn import fuse_cnn
 from misr.fusion.linear import solved
 from misr.fusion.natural import natural_field, natural_groups
@@ -208,7 +208,7 @@ def test_optics_within_the_training_do_not_warn(model, recwarn):
 def test_microscopes_are_drawn_within_the_ranges_told():
     rng = np.random.default_rng(0)
     for _ in range(100):
-        optics = training_data.draw_conditions(rng)
+        optics = random_scans.draw_conditions(rng)
         defocus = abs(optics.aberrations["C10"]) * (optics.semiangle_mrad * 1e-3) ** 2 / optics.wavelength
         values = {
             "ENERGIES": optics.energy_eV,
@@ -217,7 +217,7 @@ def test_microscopes_are_drawn_within_the_ranges_told():
             "DEFOCI": defocus,
         }
         for name, value in values.items():
-            low, high = getattr(training_data, name)
+            low, high = getattr(random_scans, name)
             assert low * (1 - 1e-9) <= value <= high * (1 + 1e-9), name
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,13 @@ import xarray as xr
 from phase_object import bandlimited_phase, phase_object_cube
 
 import misr
+from misr.fusion import plan_fusion
 from misr.resolution import frc_resolution
 
 pytest.importorskip("panel")
 
 from misr.cube import is_periodic
-from misr.dashboards import explore
+from misr.dashboards import explore, explore_state
 from misr.dashboards.explore_state import METHODS, ExploreState, dose_steps, summary
 
 
@@ -44,11 +46,41 @@ def test_more_dose_gives_a_better_image_and_a_finer_resolution(scan):
 
 
 def test_methods_rank_as_they_should(scan):
-    raw, tcbf, linear, _ = (shown(ExploreState(scan, dose=1000.0, method=name)) for name in METHODS)
+    raw, tcbf, linear, *_ = (shown(ExploreState(scan, dose=1000.0, method=name)) for name in METHODS)
     # one view cannot show more than its scan's Nyquist frequency, and does not know the phase
     assert raw.image.shape == (16, 16)
     assert raw.frc_truth is None
     assert float(linear.frc_truth.mean()) > float(tcbf.frc_truth.mean())
+
+
+def test_the_network_is_shown_with_what_it_guesses(scan):
+    linear, network = (shown(ExploreState(scan, dose=100.0, method=name)) for name in list(METHODS)[2::2])
+    assert network.image.sizes == linear.image.sizes  # the same pixels, so that pictures can be compared
+    assert not np.allclose(network.image, linear.image)
+    assert network.frc_truth is not None
+    _, how = summary(network, ring_width=0.1)
+    own = float(re.search(r"(\d+) % of the image's power is the network's own", how).group(1))
+    assert own == pytest.approx(100 * network.image.attrs["prior_share"], abs=0.5)
+    assert "half maps share" in how
+    assert "network" not in summary(linear, ring_width=0.1)[1]
+
+
+def test_a_warning_of_the_network_is_told_and_is_no_error(scan):
+    far = scan.counts.assign_attrs(C10_A=-20_000.0)  # λ/α² is 197 Å
+    state = ExploreState(far, n_views=25, method="network (fuse_cnn)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        image = state.steps()[0]()
+    assert "not trained for this" in summary(image, ring_width=0.1)[1]
+
+
+def test_the_plan_is_made_once_for_all_that_use_it(scan, monkeypatch):
+    made = []
+    monkeypatch.setattr(explore_state, "plan_fusion", lambda views: made.append(plan_fusion(views)) or made[-1])
+    state = ExploreState(scan)
+    for state.method in METHODS:
+        state.update()
+    assert len(made) == 1
 
 
 def test_the_same_choices_give_the_same_picture(scan):

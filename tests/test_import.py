@@ -13,7 +13,7 @@ import pytest
 import misr
 
 PACKAGE = Path(misr.__file__).parent
-HEAVY = ("torch", "panel", "holoviews", "bokeh", "py4DSTEM", "abtem", "ase", "rsciio", "matplotlib", "skimage")
+HEAVY = ("torch", "panel", "holoviews", "bokeh", "py4DSTEM", "abtem", "ase", "rsciio", "matplotlib", "skimage", "numba")
 # torch is at the top only of modules that nothing imports before it is needed
 _TORCH_FUSION = (
     "half_images",
@@ -23,6 +23,7 @@ _TORCH_FUSION = (
     "losses",
     "natural",
     "network",
+    "network_parts",
     "overlap",
     "plan",
     "plane_waves",
@@ -40,6 +41,7 @@ _TORCH_FUSION = (
 TORCH_MODULES = {f"fusion/{name}.py" for name in _TORCH_FUSION} | {
     f"calibration/{name}.py" for name in ("higher", "refine", "search", "spots")
 }
+NUMBA_MODULES = {"fusion/compiled_waves.py"}
 PY4DSTEM_MODULES = re.compile(r"^_py4dstem\.py$")
 
 
@@ -107,5 +109,5 @@ def test_imports_of_each_source(source):
     if not PY4DSTEM_MODULES.match(source):
         assert "py4DSTEM" not in set(imported_packages(ast.walk(tree)))
     if not source.startswith("dashboards/"):
-        allowed = {"torch"} if source in TORCH_MODULES else set()
+        allowed = ({"torch"} if source in TORCH_MODULES else set()) | ({"numba"} if source in NUMBA_MODULES else set())
         assert set(imported_packages(tree.body)).isdisjoint(set(HEAVY) - allowed)

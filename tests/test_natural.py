@@ -14,8 +14,9 @@ from misr.fusion.linear import solved
 from misr.fusion.losses import unit_spectrum
 from misr.fusion.natural import BLOCK, atom_amplitude, natural_field, natural_grid, natural_groups, plane_of_size
 from misr.fusion.plan import Statistic, measure
+from misr.fusion.random_scans import Conditions
 from misr.fusion.random_specimens import random_specimen
-from misr.fusion.training_data import Conditions, fields_of, phase_slices, truth_on
+from misr.fusion.training_data import fields_of, phase_slices, truth_on
 from misr.fusion.view_groups import group_sums, in_groups, measure_in_groups
 
 OPTICS = {"scan_step_A": 2.0, "det_step_mrad": 2.0, "energy_eV": 300e3, "semiangle_mrad": 10.0}

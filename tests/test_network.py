@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from misr.fusion.losses import correlation_with_truth, error_in_rad, image_loss, std_loss, unit_spectrum
+from misr.fusion.losses import correlation_with_truth, defects_hidden, error_in_rad, image_loss, std_loss, unit_spectrum
 from misr.fusion.natural import atom_amplitude
 from misr.fusion.network import (
     Blend,
@@ -12,6 +12,8 @@ from misr.fusion.network import (
     NetworkInput,
     NetworkOutput,
     NetworkSettings,
+    _image,
+    _matched,
     bordered,
     even_plane,
     ring_power,
@@ -50,6 +52,20 @@ def random_network(seed=0, **settings):
         for values in network.parameters():
             values.add_(0.05 * torch.randn(values.shape))
     return network
+
+
+def test_a_lonely_atom_is_found_by_the_matched_filter():
+    given = some_input((64, 64), batch=1)
+    noise = unit_spectrum(given.whitened)  # unit noise
+    flat = _matched(noise * given.noise, given)
+    assert float(flat.std()) == pytest.approx(1, abs=0.15)
+    atom = torch.zeros(1, 64, 64)
+    atom[0, 20, 33] = 1.0
+    precision = torch.where(given.radius < 1, given.noise**-2, 0.0)
+    strength = 8 / np.sqrt(float(_image(precision + 0j, atom)[0, 0, 0]) / 64)
+    found = _matched(unit_spectrum(strength * atom) + noise * given.noise, given)
+    assert int(found.argmax()) == 20 * 64 + 33
+    assert float(found.max()) == pytest.approx(8, abs=3)  # standard deviations
 
 
 @torch.no_grad()
@@ -116,13 +132,13 @@ def test_the_same_input_gives_the_same_image_bit_by_bit():
 
 def test_without_noise_the_data_decide_and_without_data_the_network():
     network = random_network()
-    given = some_input(noise=1e-3, groups=4)
+    given = some_input(noise=1e-5, groups=4)
     image, _ = run(network, given)
     band = given.radius < 1
     difference = unit_spectrum(image) - unit_spectrum(given.whitened) * given.noise
     assert float(difference[band].abs().max()) < 1e-3 * float((unit_spectrum(image)[~band]).abs().max())
 
-    loud = some_input(noise=1e3, groups=4)
+    loud = some_input(noise=1e5, groups=4)
     free = random_network(blend=False)
     free.load_state_dict({name: value for name, value in network.state_dict().items() if "trust" not in name})
     torch.testing.assert_close(run(network, loud)[0], run(free, loud)[0], atol=2e-2, rtol=1e-3)
@@ -143,14 +159,17 @@ def test_the_lowest_frequencies_are_the_linear_images():
 def test_the_blend_trusts_less_the_louder_the_noise_and_nothing_beyond_the_band():
     blend = Blend()
     noise = torch.logspace(-3, 3, 400)[None, None]
-    share = blend(noise, torch.full_like(noise, 0.5)).detach()
+    middle, sure = torch.full_like(noise, 0.5), torch.zeros_like(noise)
+    share = blend(noise, middle, sure).detach()
     assert bool((share.diff() < 1e-6).all())
     assert float(share.min()) < 1e-5
     assert float(share.max()) > 1 - 1e-4
-    assert not blend(noise, torch.full_like(noise, 1.0)).any()
+    assert not blend(noise, torch.full_like(noise, 1.0), sure).any()
+    assert bool((blend(noise, middle, sure + 1) > share).all())  # the more the image is doubted
+    torch.testing.assert_close(blend(noise, middle, sure + 1e3), blend(noise, middle, sure + 6))  # within bounds
     # twice the error power exp(-1.5): as loud as the noise where the share is a half
     half = torch.full((1, 1, 1), float(np.sqrt(2 * np.exp(-1.5))))
-    assert float(blend(half, torch.zeros_like(half)).detach()) == pytest.approx(0.5, abs=1e-4)
+    assert float(blend(half, torch.zeros_like(half), torch.zeros_like(half)).detach()) == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("power", [0.2, 5.0])
@@ -164,7 +183,7 @@ def test_a_fresh_network_starts_from_the_image_under_the_ring_prior(power, spect
     network = FusionNetwork(NetworkSettings(width=16, spectral=spectral)).eval()
     image, log_std = run(network, given)
     assert not log_std.any()
-    share = Blend()(noise, given.radius).detach()
+    share = Blend()(noise, given.radius, torch.zeros_like(noise)).detach()
     expected = spectrum * noise * share + wiener * (1 - share)
     band = (given.radius > 0.08) & (given.radius < 0.85)  # at the band's edge neighbours are no longer alike
     torch.testing.assert_close(unit_spectrum(image)[band], expected[band], atol=2e-3, rtol=1e-2)
@@ -179,7 +198,7 @@ def test_the_power_of_the_ring_prior_is_read_off_its_image():
     torch.testing.assert_close(ring_power(spectrum, given)[band], power[band], atol=0, rtol=0.15)
 
 
-@pytest.mark.parametrize("part", ["angular", "spectral", "attention", "gating", "blend"])
+@pytest.mark.parametrize("part", ["angular", "spectral", "attention", "gating", "second_look", "blend"])
 def test_each_part_can_be_left_out(part):
     given = some_input()
     image, _ = run(random_network(**{part: False}), given)
@@ -211,19 +230,49 @@ def test_losses_are_one_for_nothing_and_zero_for_the_truth():
     assert float(error_in_rad(other - truth, given, inside=inside).abs().max()) < 1e-4
 
 
-def test_the_likelihood_is_best_at_the_errors_own_deviation():
+def test_the_std_loss_is_least_where_the_intervals_hold_what_they_should():
     given = some_input((48, 48), batch=1)
     truth = torch.zeros(1, 48, 48)
     inside = torch.ones(1, 48, 48, dtype=torch.bool)
     image = torch.randn(1, 48, 48, generator=torch.Generator().manual_seed(2))
-    deviation = float(error_in_rad(image, given, inside=inside).std())
-    levels = np.log(deviation) + np.array([-0.2, 0.0, 0.2])
-    losses = [
-        float(std_loss(NetworkOutput(image, torch.full_like(image, level)), truth, given=given, inside=inside))
-        for level in levels
-    ]
+    deviation = float(error_in_rad(image, given, inside=inside).std())  # of errors that are Gaussian
+    levels = np.log(deviation) + np.array([-0.1, 0.0, 0.1])
+
+    def loss(image, level):
+        return float(std_loss(NetworkOutput(image, torch.full_like(image, level)), truth, given=given, inside=inside))
+
+    losses = [loss(image, level) for level in levels]
     assert losses[1] < losses[0]
     assert losses[1] < losses[2]
+    # one pixel gone mad widens it for no other
+    mad = image.clone()
+    mad[0, 20, 20] = 20.0
+    assert loss(mad, levels[1]) < loss(mad, levels[2])
+
+
+def test_a_healed_defect_is_hidden_and_a_seen_one_is_not():
+    inside = torch.ones(2, 48, 48, dtype=torch.bool)
+    draw = torch.Generator().manual_seed(3)
+    perfect = torch.randn(2, 48, 48, generator=draw)
+    defects = torch.zeros(2, 48, 48)
+    defects[0, 20:22, 20:22] = -2.0
+    truth = perfect + defects
+
+    def hidden(image):
+        return defects_hidden(image, truth, defects, inside=inside).tolist()
+
+    assert hidden(truth) == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert hidden(perfect + 0.3 * defects) == pytest.approx([0.0, 0.0], abs=1e-5)  # faint but clear
+    assert hidden(perfect + 1e-3 * torch.randn(2, 48, 48, generator=draw))[0] == pytest.approx(1.0, abs=0.2)
+    assert hidden(perfect - defects)[0] == pytest.approx(2.0, abs=1e-4)  # the wrong way round
+    # what is wrong around it hides it, what is wrong far away does not
+    near, far = truth.clone(), truth.clone()
+    near[0, 14:18, 14:28] += 2.0
+    far[0, 40:44, 14:28] += 2.0
+    assert hidden(near)[0] > 0.3
+    assert hidden(far)[0] < 1e-5
+    # taking everything away is no way to show it
+    assert hidden(0.0 * truth)[0] > 0.5
 
 
 def test_losses_do_not_depend_on_how_the_field_is_turned():

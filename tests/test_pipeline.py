@@ -128,9 +128,38 @@ def test_whole_floats_can_be_split(cube, result):
     np.testing.assert_allclose(misr.super_resolve(cube.astype(float), rng=0).frc, result.frc, atol=1e-6)
 
 
+def test_the_network_comes_with_the_linear_image_and_its_resolution(cube, result):
+    learned = misr.super_resolve(cube, model="network", upsample=result.attrs["upsample"], rng=0)
+    assert {"phase", "phase_std", "phase_linear", "frc", "frc_linear", "resolution", "resolution_linear"} <= set(
+        learned
+    )
+    np.testing.assert_allclose(learned.phase_linear, result.phase, atol=0.02 * float(result.phase.std()))
+    np.testing.assert_allclose(learned.frc_linear, result.frc, atol=1e-5)
+    assert float(learned.resolution_linear) == pytest.approx(float(result.resolution), rel=1e-4)
+    assert 0 < learned.attrs["prior_share"] < 1
+    assert learned.attrs["resolution_A"] == pytest.approx(float(learned.resolution))
+    assert misr.cube_history(learned)[-1]["model"] == "default"
+    # the halves are the network's own images
+    assert float(np.abs(learned.frc - learned.frc_linear).max()) > 1e-3
+
+
+def test_a_network_of_ones_own(cube, tmp_path):
+    from misr.fusion.weights import load_network, save_network
+
+    file = save_network(load_network(), tmp_path / "own.safetensors")
+    options = {"n_views": 40, "upsample": 2, "rng": 0}
+    own = misr.super_resolve(cube, model=file, **options)
+    xr.testing.assert_identical(
+        own.phase.drop_attrs(), misr.super_resolve(cube, model="network", **options).phase.drop_attrs()
+    )
+    assert misr.cube_history(own)[-1]["model"] == "own.safetensors"
+
+
 def test_unknown_model(cube):
     with pytest.raises(ValueError, match="model='magic' must be one of"):
         misr.super_resolve(cube, model="magic")
+    with pytest.raises(ValueError, match=r"nowhere\.safetensors"):
+        misr.super_resolve(cube, model="nowhere.safetensors")
 
 
 def test_invalid_cube(cube):

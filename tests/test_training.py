@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from misr.fusion.losses import image_loss
 from misr.fusion.natural import atom_amplitude
 from misr.fusion.network import FusionNetwork, NetworkInput, NetworkSettings
 from misr.fusion.presets import run_preset
+from misr.fusion.random_scans import DOSES, SIDE, draw_conditions
 from misr.fusion.random_specimens import SPECIMEN_KINDS
 from misr.fusion.training import TrainingSettings, augmented, evaluate, train_network
-from misr.fusion.training_data import DOSES, SIDE, draw_conditions, make_examples
+from misr.fusion.training_data import make_examples, phase_slices
 from misr.fusion.training_files import Batch, as_batch, load_shard, shard_path, write_shard
 from misr.fusion.weights import load_network
 
@@ -64,7 +66,8 @@ def stand_in(shape=(SIDE, SIDE), number=8, seed=0):
     )  # fmt: skip
     inside = torch.ones(number, *shape, dtype=torch.bool)
     inside[:, :, 100:] = False
-    return Batch(given, truth, inside, torch.full((number,), 30.0), torch.arange(number) % 4)
+    defects = torch.where(truth > 2.5, truth, 0.0)
+    return Batch(given, truth, defects, inside, torch.full((number,), 30.0), torch.arange(number) % 4)
 
 
 def test_optics_span_the_ranges_and_can_unfold_the_scan():
@@ -130,6 +133,7 @@ def test_an_example_is_in_natural_units(examples):
     # the same specimen at all doses
     scales = [one.truth * one.field.scale for one in examples]
     torch.testing.assert_close(scales[0], scales[-1], atol=1e-5, rtol=1e-3)
+    assert not any(one.defects.any() for one in examples)  # isolated atoms have no undamaged twin
     # and better seen at the highest
     losses = [
         float(image_loss(one.field.ring[None], one.truth[None], radius=one.field.radius[None],
@@ -137,6 +141,25 @@ def test_an_example_is_in_natural_units(examples):
         for one in (examples[0], examples[-1])
     ]  # fmt: skip
     assert losses[1] < losses[0]
+
+
+def test_a_crystals_defects_are_what_sets_it_apart_from_its_twin():
+    seed = next(seed for seed in range(20) if len(crystal(seed).info["vacancies"]) > 2)
+    one = list(make_examples(seed, kind="crystalline", split="train"))[-1]
+    conditions = one.conditions
+    phase = {
+        whole: phase_slices(crystal(seed, defects=not whole), conditions)[0].sum(0) for whole in (False, True)
+    }  # fmt: skip
+    assert float(one.defects.abs().max()) > 0.1 * float(one.truth.abs().max())
+    # as loud as the difference of the two, atoms being made as sharp as all others
+    rms = float(one.truth[one.field.inside].std()), float(one.defects[one.field.inside].std())
+    expected = (phase[False] - phase[True]).std() / phase[False].std()
+    assert rms[1] / rms[0] == pytest.approx(expected, rel=0.5)
+
+
+def crystal(seed, *, defects=True):
+    conditions = draw_conditions(np.random.default_rng(np.random.SeedSequence([seed, 0, 7])))
+    return training_data.specimen_of("crystalline", conditions, seed=seed, split="train", defects=defects)
 
 
 def test_a_window_one_position_short_is_scanned_as_a_window(monkeypatch):
@@ -147,10 +170,10 @@ def test_a_window_one_position_short_is_scanned_as_a_window(monkeypatch):
 
     monkeypatch.setattr("misr.fusion.tilted_waves.simulate_bright_field", simulated)
     rng = np.random.default_rng(0)
-    one = training_data.replace(draw_conditions(rng), positions=20, window=19)
+    one = replace(draw_conditions(rng), positions=20, window=19)
     training_data.simulate("empty", one, seed=0, split="train")
     assert asked["positions"] == (0, 0, 19, 19)
-    training_data.simulate("empty", training_data.replace(one, window=20), seed=0, split="train")
+    training_data.simulate("empty", replace(one, window=20), seed=0, split="train")
     assert asked["positions"] is None
 
 
@@ -225,6 +248,7 @@ def test_a_turned_batch_is_the_same_physics(seed):
     given.groups = torch.stack([batch.truth.roll(tuple(s.tolist()), (1, 2)) for s in shifts], 1)
     given.tilts = shifts.float().expand(2, -1, -1) / 10
     turned = augmented(batch, np.random.default_rng(seed))
+    assert torch.equal(turned.defects, torch.where(turned.truth > 2.5, turned.truth, 0.0))
     for name in ("ring", "whitened"):
         before, after = (
             image_loss(getattr(one.given, name), one.truth, radius=one.given.radius, inside=one.inside)
@@ -278,6 +302,7 @@ def test_judging_tells_network_and_linear_images_apart(folder):
     number = len(arrays["truth"])
     assert found["frc"].shape == found["loss"].shape == (number, 3)
     assert found["covered"].shape == (number, 2)
+    assert found["defects"].shape == (number, 3)
     assert bool((found["frc"] <= 1.001).all())
     assert bool((found["covered"][:, 0] <= found["covered"][:, 1] + 1e-6).all())
     assert {"frc", "frc_ring", "frc_local", "loss", "loss_local", "covered_68", "covered_95"} <= set(found["summary"])

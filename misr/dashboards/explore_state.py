@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +16,7 @@ import xarray as xr
 
 from misr.cube import is_periodic, scan_step, validate_cube
 from misr.dose import apply_dose, thin_counts
-from misr.fusion import fuse_linear, plan_fusion, shift_and_add
+from misr.fusion import fuse_cnn, fuse_linear, plan_fusion, shift_and_add
 from misr.pipeline import half_map_frc
 from misr.plot import resolution_text
 from misr.resolution import fourier_ring_correlation
@@ -23,7 +25,7 @@ from misr.views import axial_view, synthesize_views
 if TYPE_CHECKING:
     from misr.fusion.plan import FusionPlan
 
-__all__ = ["METHODS", "ExploreState", "Result", "dose_steps", "picture", "sample", "summary", "views_at"]
+__all__ = ["METHODS", "ExploreState", "Method", "Result", "dose_steps", "picture", "sample", "summary", "views_at"]
 
 _LOG = logging.getLogger(__name__)
 _DOSES = (3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 3000, 5000, 10_000)
@@ -32,6 +34,7 @@ _POSITIONS = 64  # along each scan axis: more is cropped to the centre, to stay 
 _EXPECTED = (ValueError, RuntimeError, MemoryError, ArithmeticError, np.linalg.LinAlgError)
 _RING_WIDTH = 0.07  # 1/Å: wider than the reciprocal lattice of the sample
 _SCAN_DIMS = ("scan_y", "scan_x")
+_CATCHING = threading.Lock()  # pages have threads of their own, and warnings are caught for the whole process
 
 
 def sample() -> xr.Dataset:
@@ -135,25 +138,34 @@ def views_at(views: xr.DataArray, *, dose_e_per_A2: float, rng: Any = None) -> x
     return thin_counts(views, min(1.0, dose_e_per_A2 / own), rng=rng)
 
 
-def _axial(views: xr.DataArray, _: FusionPlan | None = None) -> xr.DataArray:
-    return axial_view(views)
-
-
-def _sum(views: xr.DataArray, _: FusionPlan | None = None) -> xr.DataArray:
-    return shift_and_add(views)
-
-
 def _linear(views: xr.DataArray, plan: FusionPlan | None = None, *, prior: str = "ring") -> xr.DataArray:
     plan = plan_fusion(views) if plan is None else plan
     # the same pixels at every dose, so that pictures can be compared
     return fuse_linear(views, plan=plan, upsample=plan.folds, prior=prior)["phase"]
 
 
-METHODS: dict[str, Callable[..., xr.DataArray]] = {
-    "one raw view": _axial,
-    "tcBF (shift and add)": _sum,
-    "linear fusion": _linear,
-    "linear fusion, local prior": partial(_linear, prior="local"),
+def _network(views: xr.DataArray, plan: FusionPlan | None = None) -> xr.DataArray:
+    plan = plan_fusion(views) if plan is None else plan
+    # it warns outside of what it was trained for: words for the page, not an error, whatever the filters say
+    with _CATCHING, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        image = fuse_cnn(views, plan=plan, upsample=plan.folds)["phase"]
+    return image.assign_attrs(caution=" ".join(str(one.message) for one in told))
+
+
+class Method(NamedTuple):
+    """How to fuse views; one that is planned takes the ``plan`` that is held, too."""
+
+    fuse: Callable[..., xr.DataArray]
+    planned: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "one raw view": Method(axial_view),
+    "tcBF (shift and add)": Method(shift_and_add),
+    "linear fusion": Method(_linear, planned=True),
+    "linear fusion, local prior": Method(partial(_linear, prior="local"), planned=True),
+    "network (fuse_cnn)": Method(_network, planned=True),
 }
 
 
@@ -167,7 +179,7 @@ def picture(views: xr.DataArray, *, method: str, plan: FusionPlan | None = None)
     method : str
         A key of ``METHODS``.
     plan : FusionPlan, optional
-        For the linear fusions, if it is held already.
+        For the methods that are ``planned``, if it is held already.
 
     Returns
     -------
@@ -192,7 +204,8 @@ def picture(views: xr.DataArray, *, method: str, plan: FusionPlan | None = None)
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {list(METHODS)}")
-    return METHODS[method](views, plan)
+    chosen = METHODS[method]
+    return chosen.fuse(views, plan=plan) if chosen.planned else chosen.fuse(views)
 
 
 class Result(NamedTuple):
@@ -253,7 +266,7 @@ class ExploreState(param.Parameterized):
         return views_at(self._grouped[n_views], dose_e_per_A2=self.dose, rng=self.seed)
 
     def plan(self) -> FusionPlan:
-        """Geometry of the linear fusion for the present number of views: only the electrons change with the dose."""
+        """Geometry of the fusion for the present number of views: only the electrons change with the dose."""
         if self.n_views not in self._plans:
             self._plans = {self.n_views: plan_fusion(self._grouped[self.n_views])}  # only one: they can be large
         return self._plans[self.n_views]
@@ -265,12 +278,12 @@ class ExploreState(param.Parameterized):
 
         def show_image() -> Result:
             found["views"] = self.views()
-            found["plan"] = self.plan() if method.startswith("linear") else None
+            found["plan"] = self.plan() if METHODS[method].planned else None
             found["image"] = picture(found["views"], method=method, plan=found["plan"])
             return Result(found["image"])
 
         def show_curves() -> Result:
-            fuse = partial(METHODS[method], plan=found["plan"]) if found["plan"] else METHODS[method]
+            fuse = partial(picture, method=method, plan=found["plan"])
             frc = half_map_frc(found["views"], fuse=fuse, ring_width=width, rng=self.seed)
             return Result(found["image"], frc, self._against_truth(found["image"], width))
 
@@ -348,11 +361,17 @@ def summary(result: Result | None, *, ring_width: float) -> tuple[str, str]:
     ('Resolution: …', 'Half maps, half-bit threshold, rings of 0.05 1/Å.')
     """
     how = f"Half maps, half-bit threshold, rings of {ring_width:g} 1/Å."
-    if result is None or result.frc is None:
+    if result is None:
         return "Resolution: …", how
     if result.frc_truth is not None:
         how += f" Against the truth, threshold 0.5: {resolution_text(result.frc_truth, threshold=0.5)}."
-    return f"Resolution: {resolution_text(result.frc)}", how
+    attrs = result.image.attrs
+    if "prior_share" in attrs:
+        own = f"{100 * attrs['prior_share']:.0f} %"
+        how += f" {own} of the image's power is the network's own guess, and its half maps share such guesses."
+    if attrs.get("caution"):
+        how += f" Caution: {attrs['caution']}."
+    return "Resolution: …" if result.frc is None else f"Resolution: {resolution_text(result.frc)}", how
 
 
 def _is_expected(array: xr.DataArray) -> bool:

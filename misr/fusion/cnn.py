@@ -135,7 +135,7 @@ def _check_whole(name: str, value: Any, *, least: int) -> None:
 
 def _warn_outside(views: xr.DataArray, grouped: GroupedViews) -> None:
     """Say what lies outside the ranges trained for, and how far."""
-    from misr.fusion import training_data as ranges
+    from misr.fusion import random_scans as ranges
 
     geometry, step = grouped.plan.geometry, scan_step(views)
     semiangle, band = float(views.attrs["semiangle_mrad"]), 2 * geometry.cutoff

@@ -1,20 +1,33 @@
 """The dual-path attention network: modules that hold parameters, all in natural units (see `misr.fusion.natural`).
 
 The spatial path sees the linear images and what a learnt spectral filter makes of them; the angular path sees groups of
-views laid back onto the object; attention pools the groups, and each path gates the other. A last, exact step blends
+views laid back onto the object; attention pools the groups, and each path gates the other. A second look at what the
+data still hold against the image finds what breaks the rule, such as a vacancy in a lattice. A last, exact step blends
 the result with the data frequency by frequency: where the data are sure, they decide. The lowest frequencies are those
 of the linear image.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from misr.fusion.network_parts import (
+    LOUDEST,
+    QUIETEST,
+    AngularPath,
+    Blend,
+    Block,
+    Doubt,
+    LinearAttention,
+    SecondLook,
+    levelled,
+    zeroed,
+)  # fmt: skip
 
 __all__ = [
     "FusionNetwork",
@@ -29,9 +42,7 @@ __all__ = [
 
 _BANDS = 8  # of frequency, in which the noise is told to all layers
 _LOWEST_POWER, _HIGHEST_POWER = -12.0, 9.0  # natural logarithm of a learnt power, in units of the mean signal's
-_KNOTS = 12  # of the blend's curve over the logarithm of the noise
 _LOWEST = (0.03, 0.08)  # of 2α/λ: below, no frequency is the network's; above, all are
-_LEAST, _MOST = math.log(1e-3), math.log(1e3)
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class NetworkSettings:
         Channels of the finest level (half of the pixels of the image along an axis).
     filters : int
         Images that the spectral filter makes.
-    angular, spectral, attention, gating, blend : bool
+    angular, spectral, attention, gating, second_look, blend : bool
         Parts, for ablation.
     """
 
@@ -54,6 +65,7 @@ class NetworkSettings:
     spectral: bool = True
     attention: bool = True
     gating: bool = True
+    second_look: bool = True
     blend: bool = True
 
     def as_dict(self) -> dict[str, Any]:
@@ -127,18 +139,20 @@ class FusionNetwork(nn.Module):
         self.up1 = Block(2 * width, told)
         self.from1 = nn.Conv2d(2 * width, width, 1)
         self.up0 = Block(width, told)
-        self.leave = nn.Conv2d(width, 8, 3, padding=1)
-        _zeroed(self.leave)
+        self.leave = nn.Conv2d(width, 4, 3, padding=1)
+        zeroed(self.leave)
+        self.second_look = SecondLook(width) if settings.second_look else None
+        self.doubt = Doubt(width)
         self.trust = Blend() if settings.blend else None
 
     def forward(self, given: NetworkInput) -> NetworkOutput:
         """Fuse a batch."""
         told = self.condition(_summary(given))
-        spectrum, noise = unit_spectrum(given.whitened), given.noise
-        images = [_levelled(given.whitened), given.ring, given.local]
-        base = given.ring
+        spectrum = unit_spectrum(given.whitened)
+        images = [levelled(given.whitened), given.ring, given.local]
+        base, log_error = given.ring, torch.zeros(())
         if self.spectral is not None:
-            filtered = self.spectral(spectrum, given)
+            filtered, log_error = self.spectral(spectrum, given)
             images += list(filtered.unbind(1))
             base = filtered[:, 0]
         shuffled = functional.pixel_unshuffle(torch.stack(images, 1), 2)
@@ -154,60 +168,29 @@ class FusionNetwork(nn.Module):
         coarse = self.middle[1](coarse, told)
         middle = self.up1(middle + _doubled(self.from2(coarse)), told)
         fine = self.up0(fine + _doubled(self.from1(middle)), told)
-        correction, log_std = functional.pixel_shuffle(self.leave(fine).float(), 2).unbind(1)
-        image = base + correction
-        share = self._blended(given)
-        wanted = spectrum * noise * share + unit_spectrum(image) * (1 - share)
+        image = base + functional.pixel_shuffle(self.leave(fine).float(), 2)[:, 0]
+        share = self._blended(given, log_error)
+        difference = spectrum * given.noise - unit_spectrum(image)
+        against = _image(difference * share, image), _matched(difference, given)
+        if self.second_look is not None:
+            image = image + self.second_look(fine, image, *against)
+        wanted = spectrum * given.noise * share + unit_spectrum(image) * (1 - share)
         linear = unit_spectrum(given.ring)
-        image = _image(linear + (wanted - linear) * _free(given.radius, share), image)
-        return NetworkOutput(image, log_std)
+        final = _image(linear + (wanted - linear) * _free(given.radius, share), image)
+        return NetworkOutput(final, self.doubt(fine, final.detach(), *(one.detach() for one in against)))
 
     def data_share(self, given: NetworkInput) -> torch.Tensor:
         """Share of each frequency that is not the network's own: (batch, ky, kx)."""
-        share = self._blended(given)
+        log_error = torch.zeros(())
+        if self.spectral is not None:
+            log_error = self.spectral(unit_spectrum(given.whitened), given)[1]
+        share = self._blended(given, log_error)
         return 1 - (1 - share) * _free(given.radius, share)
 
-    def _blended(self, given: NetworkInput) -> torch.Tensor:
-        return self.trust(given.noise, given.radius) if self.trust is not None else torch.zeros_like(given.noise)
-
-
-class Block(nn.Module):
-    """Two convolutions round a residual, told the noise."""
-
-    def __init__(self, width: int, told: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.tell = nn.Linear(told, 2 * width)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
-        _zeroed(self.second)
-
-    def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        """Add to ``x``."""
-        gain, offset = self.tell(told)[:, :, None, None].chunk(2, dim=1)
-        y = functional.silu(self.norm(x))
-        y = functional.silu(self.first(y) * (1 + gain) + offset)
-        return x + self.second(y)
-
-
-class LinearAttention(nn.Module):
-    """Every place of the field attends to every other at linear cost (Shen et al. 2021, WACV, 3531)."""
-
-    def __init__(self, width: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.GroupNorm(8, width)
-        self.project = nn.Conv2d(width, 3 * width, 1)
-        self.leave = nn.Conv2d(width, width, 1)
-        _zeroed(self.leave)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Add to ``x``."""
-        batch, width, n_y, n_x = x.shape
-        query, key, value = self.project(self.norm(x)).reshape(batch, 3, self.heads, -1, n_y * n_x).unbind(1)
-        context = key.softmax(dim=-1) @ value.transpose(-1, -2)  # (batch, head, feature, feature)
-        found = context.transpose(-1, -2) @ query.softmax(dim=-2)
-        return x + self.leave(found.reshape(batch, width, n_y, n_x))
+    def _blended(self, given: NetworkInput, log_error: torch.Tensor) -> torch.Tensor:
+        if self.trust is None:
+            return torch.zeros_like(given.noise)
+        return self.trust(given.noise, given.radius, log_error)
 
 
 class SpectralFilter(nn.Module):
@@ -226,11 +209,14 @@ class SpectralFilter(nn.Module):
         # pointwise: a displacement either repeats or it does not
         self.lattice = nn.Sequential(nn.Conv2d(2 * displaced, 16, 1), nn.SiLU(), nn.Conv2d(16, displaced, 1))
         self.join = nn.Conv2d(width + displaced, width, 3)
-        self.leave = nn.Conv2d(width, filters, 1)
-        _zeroed(self.leave)
+        self.leave = nn.Conv2d(width, filters + 1, 1)
+        zeroed(self.leave)
 
-    def forward(self, spectrum: torch.Tensor, given: NetworkInput) -> torch.Tensor:
-        """Images filtered with the powers found: (batch, filter, y, x)."""
+    def forward(self, spectrum: torch.Tensor, given: NetworkInput) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images filtered with the powers found (batch, filter, y, x), and how far each frequency is to be doubted.
+
+        The doubt (batch, ky, kx) is a natural logarithm, for `Blend`.
+        """
         size = given.whitened.shape[-2:]
         seen = spectrum.real**2 + spectrum.imag**2
         around = functional.avg_pool2d(bordered(seen[:, None], 2), 5, stride=1)[:, 0]
@@ -244,9 +230,10 @@ class SpectralFilter(nn.Module):
         back = torch.fft.rfft2(self.lattice(displaced).float(), norm="ortho").real
         x = functional.silu(self.join(bordered(torch.cat([x, back.to(x.dtype)], 1))))
         # an untrained filter is the linear image under the ring prior
-        power = (known[:, None] + self.leave(x).float()).clamp(_LOWEST_POWER, _HIGHEST_POWER).exp()
+        found = self.leave(x).float()
+        power = (known[:, None] + found[:, :-1]).clamp(_LOWEST_POWER, _HIGHEST_POWER).exp()
         gain = given.noise[:, None] * power / (power + given.noise[:, None] ** 2)
-        return torch.fft.irfft2(spectrum[:, None] * gain, s=size, norm="ortho")
+        return torch.fft.irfft2(spectrum[:, None] * gain, s=size, norm="ortho"), found[:, -1]
 
 
 def ring_power(spectrum: torch.Tensor, given: NetworkInput) -> torch.Tensor:
@@ -284,66 +271,17 @@ def bordered(half: torch.Tensor, by: int = 1) -> torch.Tensor:
     return high.contiguous(memory_format=torch.channels_last)
 
 
-class AngularPath(nn.Module):
-    """Groups of views, each through one shared encoder told its tilt, pooled by attention whatever their number."""
+def _matched(difference: torch.Tensor, given: NetworkInput) -> torch.Tensor:
+    """The matched filter of an atom for a spectrum with the data's noise, over its standard deviation in noise alone.
 
-    def __init__(self, width: int, *, gating: bool, hidden: int = 16) -> None:
-        super().__init__()
-        self.tell = nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 2 * hidden))
-        self.enter = nn.Conv2d(4, hidden, 3, padding=1)
-        self.encode = nn.Conv2d(hidden, hidden + 1, 3, padding=1)
-        self.gate = nn.Conv2d(hidden, width, 1) if gating else None
-        self.ask = nn.Conv2d(width, hidden, 1)
-        self.leave = nn.Conv2d(2 * hidden, width, 1)
-        _zeroed(self.leave)
-
-    def forward(self, x: torch.Tensor, groups: torch.Tensor, tilts: torch.Tensor) -> torch.Tensor:
-        """Spatial features ``x`` with what the groups add: (batch, width, y/2, x/2)."""
-        number = groups.shape[1]
-        total = torch.zeros((), device=x.device)
-        asked = self.ask(x)
-        weights = weighted = squared = total
-        for index in range(number):  # one by one: memory does not grow with their number
-            tilt = tilts[:, index]
-            told = torch.cat([tilt, tilt**2, tilt[:, :1] * tilt[:, 1:]], 1)
-            gain, offset = self.tell(told)[:, :, None, None].chunk(2, dim=1)
-            y = self.enter(functional.pixel_unshuffle(groups[:, index, None], 2))
-            features = self.encode(functional.silu(y * (1 + gain) + offset)).float()
-            value = features[:, :-1]
-            score = features[:, -1:] + (asked * value).mean(1, keepdim=True)
-            weight = torch.exp(score.clamp(-8, 8))
-            weights = weights + weight
-            weighted = weighted + weight * value
-            squared = squared + weight * value**2
-        mean = weighted / weights
-        spread = (squared / weights - mean**2).clamp(min=1e-6).sqrt()
-        added = self.leave(torch.cat([mean, spread], 1))
-        if self.gate is not None:
-            x = x * (1 + torch.tanh(self.gate(mean)))
-            added = added * torch.sigmoid(self.ask(x).mean(1, keepdim=True))
-        return x + added
-
-
-class Blend(nn.Module):
-    """Share of each frequency that is taken from the data: the network's error power over that and the noise's.
-
-    The error power is a learnt curve over the noise of the frequency.
+    An atom's whitened spectrum is flat, so the filter is the inverse of the noise's power.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_error = nn.Parameter(torch.full((_KNOTS,), -1.5))
-
-    def forward(self, noise: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-        """Between 0 and 1; nothing beyond the band limit."""
-        at = (noise.log() - _LEAST) / (_MOST - _LEAST) * (_KNOTS - 1)
-        at = at.clamp(0, _KNOTS - 1 - 1e-4)
-        low = at.floor()
-        part = at - low
-        curve = self.log_error
-        log_error = curve[low.long()] * (1 - part) + curve[low.long() + 1] * part
-        error = 2 * log_error.exp()
-        return torch.where(radius < 1, error / (error + noise**2), 0.0)
+    precision = torch.where(given.radius < 1, given.noise**-2, 0.0)
+    twice = torch.full_like(precision[0, 0], 2.0)  # the other half plane repeats all but the outer columns
+    twice[[0, -1]] = 1.0
+    y, x = given.whitened.shape[-2:]
+    variance = (precision * twice).sum((1, 2)) / (y * x)
+    return _image(difference * precision, given.whitened) / variance.clamp(min=1e-12).sqrt()[:, None, None]
 
 
 def _free(radius: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -359,23 +297,13 @@ def _free(radius: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 
 def _summary(given: NetworkInput) -> torch.Tensor:
     """What every layer is told: noise by band of frequency, strength, pixel."""
-    log_noise = given.noise.log().clamp(_LEAST, _MOST)
+    log_noise = given.noise.log().clamp(QUIETEST, LOUDEST)
     rows = []
     for band in range(_BANDS):
         chosen = (given.radius > band / _BANDS) & (given.radius <= (band + 1) / _BANDS)
         rows.append((log_noise * chosen).sum((1, 2)) / chosen.sum((1, 2)).clamp(min=1))
     strength = given.scale.clamp(min=1e-6).log10()
     return torch.stack([*(row / 3 for row in rows), strength, given.pixel.log()], 1)
-
-
-def _levelled(image: torch.Tensor) -> torch.Tensor:
-    return image / (image**2).mean((1, 2), keepdim=True).add(1e-6).sqrt()
-
-
-def _zeroed(layer: nn.Conv2d) -> None:
-    """Start as nothing."""
-    for values in layer.parameters():
-        nn.init.zeros_(values)
 
 
 def _doubled(x: torch.Tensor) -> torch.Tensor:

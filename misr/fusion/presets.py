@@ -35,7 +35,7 @@ PRESETS: dict[str, Preset] = {
         {"train": 1, "validation": 1}, NetworkSettings(width=16), TrainingSettings(hours=0.01, precision="float32")
     ),
     "cpu": Preset(
-        {"train": 150, "validation": 10}, NetworkSettings(width=40, angular=False), TrainingSettings(hours=2.0)
+        {"train": 172, "validation": 12}, NetworkSettings(width=40, angular=False), TrainingSettings(hours=1.2)
     ),
     "gpu": Preset({"train": 3000, "validation": 40}, NetworkSettings(), TrainingSettings(hours=8.0, batch=32)),
 }

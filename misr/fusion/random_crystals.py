@@ -59,9 +59,9 @@ def _grain(
     origin = bottom + generator.random(3) @ setting.vectors
     positions, numbers = fill_box(lattice, setting, bottom, top, origin)
     patch = Patch.of_one_kind(positions, numbers, lattice.family, lattice.nearest_A, True)
-    if len(numbers) < 8 or generator.random() > 0.6:
+    if len(numbers) < 8 or generator.random() > 0.75:
         return patch
-    if generator.random() < 0.8:
+    if generator.random() < 0.85:
         patch = _with_vacancies(generator, patch, setting, box)
     if generator.random() < 0.45:
         patch = _with_interstitials(generator, patch, setting, box)
@@ -72,7 +72,7 @@ def _with_vacancies(generator: np.random.Generator, patch: Patch, setting: Setti
     """Sites, whole columns along the zone axis, or parts of these marked as missing."""
     column = setting.column if generator.random() < 0.75 else None
     columns = max(1.0, float(box[0] * box[1]) / 20.0)
-    number = max(1, round(columns * math.exp(generator.uniform(math.log(0.003), math.log(0.06)))))
+    number = max(1, round(columns * math.exp(generator.uniform(math.log(0.003), math.log(0.12)))))
     number = min(number, len(patch.numbers) // 4)
     part = generator.uniform(0.3, 1.0) if generator.random() < 0.3 else 1.0
     defect = patch.defect.copy()

@@ -130,12 +130,12 @@ def _crystalline(generator: np.random.Generator, split: str, box: np.ndarray) ->
         patch = join([lower, crystal_patch(generator, split, box, low=cut + 0.8, lattice=same)], box)
     else:
         patch = crystal_patch(generator, split, box)
-    return _edged(generator, patch, box) if generator.random() < 0.3 else patch
+    return _edged(generator, patch, box) if generator.random() < 0.4 else patch
 
 
 def _edged(generator: np.random.Generator, patch: Patch, box: np.ndarray) -> Patch:
     """The patch with an edge, a hole, a step of thickness, or as a particle in vacuum."""
-    shape = str(generator.choice(["edge", "hole", "step", "particle"]))
+    shape = str(generator.choice(["edge", "hole", "step", "particle"], p=[0.3, 0.2, 0.15, 0.35]))
     xy, z = patch.positions[:, :2], patch.positions[:, 2]
     side = float(box[:2].min())
     if shape == "hole":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from misr.fusion.losses import correlation_with_truth, image_loss, missed_share, std_loss
+from misr.fusion.losses import correlation_with_truth, defects_hidden, image_loss, missed_share, std_loss
 from misr.fusion.network import FusionNetwork, NetworkInput, NetworkSettings, even_plane
 from misr.fusion.random_specimens import SPECIMEN_KINDS
 from misr.fusion.training_files import Batch, as_batch, load_shard
@@ -24,6 +24,7 @@ __all__ = ["TrainingSettings", "augmented", "evaluate", "train_network"]
 
 _LOG = logging.getLogger(__name__)
 _STD_SHARE = 0.05  # of the loss that the standard deviation gets
+_DEFECTS_SHARE = 0.25  # they are few, and what users look for
 _MOST_MISSED = 5.0  # by one example: it may not spoil a step
 
 
@@ -128,7 +129,7 @@ def augmented(batch: Batch, rng: np.random.Generator) -> Batch:
         whitened=image(given.whitened), ring=image(given.ring), local=image(given.local), noise=plane(given.noise),
         radius=given.radius, atom=given.atom, scale=given.scale, pixel=given.pixel, groups=groups, tilts=tilts,
     )  # fmt: skip
-    return Batch(seen, image(batch.truth), image(batch.inside), batch.dose, batch.kind)
+    return Batch(seen, image(batch.truth), image(batch.defects), image(batch.inside), batch.dose, batch.kind)
 
 
 def _turned(tilts: torch.Tensor, turn: int, mirror: bool) -> torch.Tensor:
@@ -219,7 +220,7 @@ class _State:
         self.averaged = FusionNetwork(model.settings).to(next(model.parameters()).device)
         self.averaged.load_state_dict(model.state_dict())
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.decay)
-        self.step, self.seconds, self.losses = 0, 0.0, [0.0, 0.0]
+        self.step, self.seconds, self.losses = 0, 0.0, [0.0, 0.0, 0.0]
 
     def update(self, batch: Batch, on: torch.device) -> None:
         """One step."""
@@ -233,7 +234,8 @@ class _State:
             output = self.model(given)
         image = _never_worse(output.image, truth, given, inside)
         spread = std_loss(output, truth, given=given, inside=inside).mean()
-        loss = image + _STD_SHARE * spread
+        defects = defects_hidden(output.image, truth, batch.defects.to(on), inside=inside).mean()
+        loss = image + _STD_SHARE * spread + _DEFECTS_SHARE * defects
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -243,7 +245,7 @@ class _State:
         with torch.no_grad():
             for mean, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(now, 1 - kept)
-        for index, value in enumerate((image, spread)):
+        for index, value in enumerate((image, spread, defects)):
             self.losses[index] += 0.02 * (float(value.detach()) - self.losses[index])
 
     def save(self, path: Path) -> None:
@@ -281,6 +283,7 @@ def _report(state: _State, validation: Shards, path: Path, on: torch.device, exa
     row = {
         "step": state.step, "seconds": round(state.seconds), "examples": examples,
         "image_loss": round(state.losses[0], 4), "std_loss": round(state.losses[1], 4),
+        "defects_loss": round(state.losses[2], 4),
     }  # fmt: skip
     if len(validation):
         row |= evaluate(state.averaged, validation.arrays, device=on)["summary"]
@@ -309,12 +312,13 @@ def evaluate(
     Returns
     -------
     dict
-        "frc": mean FRC with the truth over rings, of network, ring and local prior, (example, 3); "loss" likewise,
+        "frc": mean FRC with the truth over rings, of network, ring and local prior, (example, 3); "loss" and "defects"
+        (how far they are hidden; 0 where there are none) likewise,
         "covered": share of the pixels within one and two standard deviations, (example, 2); "dose", "kind";
         and a "summary" of plain numbers.
     """
     model.eval()
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("frc", "loss", "covered", "dose", "kind")}
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("frc", "loss", "covered", "defects", "dose", "kind")}
     for first in range(0, len(arrays["truth"]), batch):
         part = as_batch(arrays, slice(first, first + batch))
         given, truth, inside = part.given.to(torch.device(device)), part.truth.to(device), part.inside.to(device)
@@ -323,6 +327,8 @@ def evaluate(
         images = (output.image, given.ring, given.local)
         rows["frc"].append(torch.stack([correlation_with_truth(one, truth, **common).mean(1) for one in images], 1))
         rows["loss"].append(torch.stack([image_loss(one, truth, **common) for one in images], 1))
+        broken = part.defects.to(device)
+        rows["defects"].append(torch.stack([defects_hidden(one, truth, broken, inside=inside) for one in images], 1))
         rows["covered"].append(_covered(output, truth, given, inside))
         rows["dose"].append(part.dose)
         rows["kind"].append(part.kind)
@@ -348,6 +354,12 @@ def _summarised(found: dict[str, Any]) -> dict[str, float]:
         "loss": float(loss[:, 0].mean()), "loss_local": float(loss[:, 2].mean()),
         "covered_68": float(found["covered"][:, 0].mean()), "covered_95": float(found["covered"][:, 1].mean()),
     }  # fmt: skip
+    damaged = found["defects"][(found["defects"][:, 0] > 0)]
+    if len(damaged):
+        summary["defects_hidden"], summary["defects_hidden_ring"] = (
+            float(damaged[:, 0].mean()),
+            float(damaged[:, 1].mean()),
+        )
     for number, name in enumerate(SPECIMEN_KINDS[:-1]):
         chosen = found["kind"] == number
         if bool(chosen.any()):

@@ -9,85 +9,28 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from misr.fusion.natural import BLOCK, NaturalField, atom_amplitude, natural_field, natural_groups
+from misr.fusion.natural import NaturalField, atom_amplitude, natural_field, natural_groups
 from misr.fusion.plan import FusionPlan, Statistic, measure
+from misr.fusion.random_scans import DOSES, Conditions, draw_conditions
 from misr.fusion.random_specimens import SPECIMEN_KINDS
-from misr.optics import electron_wavelength
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["SIDE", "Conditions", "Example", "draw_conditions", "make_examples"]
+__all__ = ["Example", "make_examples", "simulate", "specimen_of"]
 
-SIDE = 128  # pixels of a training field
-DOSES = (3.0, 1e4)  # e/Å²
-ENERGIES = (60e3, 300e3)
-SEMIANGLES = (4.0, 30.0)
-BANDS = (0.35, 1.7)  # 1/Å: 2α/λ of the microscopes trained for
-STEPS = (0.8, 4.5)  # scan step over λ/2α, the finest detail
-_DISK_PIXELS = (13, 21)  # of the detector, across the bright field
-_FIELD = 0.4575 * SIDE  # in λ/2α: `natural_grid` makes SIDE pixels of it
-_PERIODIC = 0.6
-DEFOCI = (1.0, _DISK_PIXELS[1] / 3)  # of either sign, in λ/α²; fewer pixels allow less
 _LAYER_A = 12.0
 _SIM_PIXEL = 0.30  # of λ/2α
 _STRONGEST = 0.6  # rad, rms: stronger specimens are made thinner, for no linear image is worth mending there
 _THERMAL_A = 0.08
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """A microscope and a scan.
-
-    Attributes
-    ----------
-    energy_eV, semiangle_mrad, det_step_mrad, rotation_deg : float
-        As everywhere.
-    aberrations : dict
-        True ones, Å and rad.
-    believed : dict
-        What the calibration says they are.
-    believed_rotation_deg : float
-        The rotation that the calibration says.
-    positions : int
-        Along each axis of the whole period.
-    window : int
-        Scanned of them; all, for a periodic scan.
-    field_A : float
-        The period.
-    """
-
-    energy_eV: float
-    semiangle_mrad: float
-    det_step_mrad: float
-    rotation_deg: float
-    aberrations: dict[str, float]
-    believed: dict[str, float]
-    believed_rotation_deg: float
-    positions: int
-    window: int
-    field_A: float
-
-    @property
-    def wavelength(self) -> float:
-        """Å."""
-        return float(electron_wavelength(self.energy_eV))
-
-    @property
-    def cutoff(self) -> float:
-        """α/λ, 1/Å."""
-        return self.semiangle_mrad * 1e-3 / self.wavelength
-
-    @property
-    def step_A(self) -> float:
-        """Scan step."""
-        return self.field_A / self.positions
+_SHARES = (0.42, 0.25, 0.18, 0.12, 0.03)  # of the kinds
+_DAMAGED = ("crystalline", "semicrystalline")  # kinds that may have defects
 
 
 @dataclass(frozen=True)
@@ -102,6 +45,8 @@ class Example:
         (group, y, x) with unit noise each, and (group, 2).
     truth : torch.Tensor
         (y, x): whitened, in units of the field's scale.
+    defects : torch.Tensor
+        (y, x): what the truth differs by from that of the undamaged twin; 0 where nothing is missing or added.
     dose_e_per_A2 : float
         What was drawn.
     conditions : Conditions
@@ -116,57 +61,11 @@ class Example:
     groups: torch.Tensor
     tilts: torch.Tensor
     truth: torch.Tensor
+    defects: torch.Tensor
     dose_e_per_A2: float
     conditions: Conditions
     kind: str
     seed: int
-
-
-def draw_conditions(rng: np.random.Generator) -> Conditions:
-    """A microscope and a scan, over the ranges trained for.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Where from.
-
-    Returns
-    -------
-    Conditions
-        Such that views and defocus can unfold the scan.
-    """
-    while True:
-        energy = _log_uniform(rng, ENERGIES)
-        semiangle = _log_uniform(rng, SEMIANGLES)
-        band = 2e-3 * semiangle / electron_wavelength(energy)
-        if BANDS[0] < band < BANDS[1]:
-            break
-    wavelength = float(electron_wavelength(energy))
-    across = int(rng.integers(*_DISK_PIXELS, endpoint=True))
-    field = _FIELD / band
-    positions = round(field * band / _log_uniform(rng, STEPS))
-    fresnel = _log_uniform(rng, (DEFOCI[0], across / 3))
-    # the views' shifts have to span more than a step, or nothing is unfolded
-    fresnel = max(fresnel, 0.4 * field * band / positions)
-    C10 = float(rng.choice([-1, 1])) * fresnel * wavelength / (semiangle * 1e-3) ** 2
-    aberrations = {"C10": C10}
-    if rng.random() < 0.5:
-        aberrations |= {"C12": abs(C10) * rng.uniform(0, 0.15), "phi12": rng.uniform(-np.pi / 2, np.pi / 2)}
-    if rng.random() < 0.25:
-        aberrations |= {"C21": _edge(rng, 3, wavelength, semiangle), "phi21": rng.uniform(-np.pi, np.pi)}
-    if rng.random() < 0.25:
-        aberrations |= {"C30": float(rng.choice([-1, 1])) * _edge(rng, 4, wavelength, semiangle)}
-    rotation = float(rng.choice([0.0, rng.uniform(-180, 180)]))
-    error = rng.normal(size=3) * (rng.random() < 0.7)
-    believed = dict(aberrations)
-    believed["C10"] = C10 + 0.03 * error[0] * wavelength / (semiangle * 1e-3) ** 2  # 0.1 rad at the aperture's edge
-    if "C12" in believed:
-        believed["C12"] = max(0.0, believed["C12"] + 0.015 * error[1] * wavelength / (semiangle * 1e-3) ** 2)
-    conditions = Conditions(
-        energy, semiangle, 2 * semiangle / across, rotation, aberrations, believed, rotation + 0.15 * float(error[2]),
-        positions, positions, field,
-    )  # fmt: skip
-    return conditions if rng.random() < _PERIODIC else _windowed(conditions)
 
 
 def make_examples(
@@ -196,10 +95,11 @@ def make_examples(
     kind = kind or str(rng.choice(SPECIMEN_KINDS, p=_SHARES))
     conditions = draw_conditions(rng)
     counts, slices, pixel = simulate(kind, conditions, seed=seed, split=split)
-    yield from _counted(counts, slices, pixel, conditions, rng=rng, doses=doses, groups=groups, kind=kind, seed=seed)
-
-
-_SHARES = (0.4, 0.25, 0.2, 0.12, 0.03)
+    phase = slices.sum(axis=0)
+    whole = undamaged_phase(kind, conditions, seed=seed, split=split) if kind in _DAMAGED else phase
+    yield from _counted(
+        counts, phase, phase - whole, pixel, conditions, rng=rng, doses=doses, groups=groups, kind=kind, seed=seed
+    )
 
 
 def simulate(
@@ -222,8 +122,7 @@ def simulate(
     from misr.fusion.tilted_waves import simulate_bright_field
 
     field = conditions.field_A
-    atoms = specimen_of(kind, conditions, seed=seed, split=split, defects=defects)
-    slices, layer_A = phase_slices(atoms, conditions)
+    slices, layer_A = phase_slices(specimen_of(kind, conditions, seed=seed, split=split, defects=defects), conditions)
     pixels = slices.shape[-1]
     first, window = (conditions.positions - conditions.window) // 2, conditions.window
     cube = simulate_bright_field(
@@ -270,6 +169,12 @@ def specimen_of(kind: str, conditions: Conditions, *, seed: int, split: str, def
     return atoms if defects else random_specimen(kind, max_thickness_A=thickest, defects=False, **options)
 
 
+def undamaged_phase(kind: str, conditions: Conditions, *, seed: int, split: str) -> np.ndarray:
+    """Projected phase, rad, (y, x), of a random specimen's twin without vacancies and interstitials."""
+    twin = specimen_of(kind, conditions, seed=seed, split=split, defects=False)
+    return phase_slices(twin, conditions)[0].sum(axis=0)
+
+
 def phase_slices(atoms: Atoms, conditions: Conditions) -> tuple[np.ndarray, float]:
     """Phase of each slice of a specimen, rad, (slice, y, x), and the slices' thickness, Å."""
     from misr.optics import interaction_parameter
@@ -292,8 +197,8 @@ def phase_slices(atoms: Atoms, conditions: Conditions) -> tuple[np.ndarray, floa
 
 
 def _counted(
-    cube: Any, slices: np.ndarray, pixel: float, conditions: Conditions, *, rng: np.random.Generator, doses: int,
-    groups: int, kind: str, seed: int,
+    cube: Any, phase: np.ndarray, damage: np.ndarray, pixel: float, conditions: Conditions, *,
+    rng: np.random.Generator, doses: int, groups: int, kind: str, seed: int,
 ) -> Iterator[Example]:  # fmt: skip
     from misr.aberrations import with_aberrations
     from misr.fusion.view_groups import group_sums, in_groups
@@ -302,7 +207,7 @@ def _counted(
     believed = with_aberrations(cube, conditions.believed, rotation_deg=conditions.believed_rotation_deg)
     views, parts, tilts = in_groups(synthesize_views(believed), groups)
     plan, _ = measure(views, keep=True)
-    truth = truth_on(plan, slices.sum(axis=0), pixel, conditions)
+    truth, missing = (truth_on(plan, one, pixel, conditions) for one in (phase, damage))
     edges = np.linspace(math.log(DOSES[0]), math.log(DOSES[1]), doses + 1)
     for low, high in itertools.pairwise(edges):
         dose = float(np.exp(rng.uniform(low, high)))
@@ -319,6 +224,7 @@ def _counted(
             seen * math.sqrt(len(parts)),
             torch.as_tensor(tilts, dtype=torch.float32),
             truth / field.scale,
+            missing / field.scale,
             dose,
             conditions,
             kind,
@@ -372,27 +278,3 @@ def truth_on(plan: FusionPlan, phase: np.ndarray, pixel: float, conditions: Cond
     inside = inside_field(plan)
     image = torch.where(inside, image - image[inside].mean(), 0.0)
     return image.float()
-
-
-def _windowed(conditions: Conditions) -> Conditions:
-    """A part of the period, so large that with the margins of the fusion it fills the training field."""
-    from scipy.fft import next_fast_len
-
-    reach = abs(conditions.believed["C10"]) * conditions.semiangle_mrad * 1e-3 * 1.2
-    per_block = _FIELD / (2 * conditions.cutoff) / SIDE * BLOCK
-    for window in range(conditions.positions - 1, 7, -1):
-        margin = min(math.ceil(reach / conditions.step_A) + 1, window - 1)
-        padded = next_fast_len(window + 2 * margin, real=True) * conditions.step_A
-        if padded <= per_block * (SIDE // BLOCK):
-            enough = window >= 0.5 * conditions.positions
-            return replace(conditions, window=window) if enough else conditions
-    return conditions
-
-
-def _edge(rng: np.random.Generator, order: int, wavelength: float, semiangle: float) -> float:
-    """A coefficient of up to 1.5 rad of χ at the aperture's edge."""
-    return float(rng.uniform(0, 1.5)) * order * wavelength / (2 * np.pi * (semiangle * 1e-3) ** order)
-
-
-def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
-    return float(np.exp(rng.uniform(*np.log(bounds))))

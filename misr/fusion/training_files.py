@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from misr.fusion.natural import atom_amplitude, plane_of_size
 from misr.fusion.network import NetworkInput
+from misr.fusion.random_scans import SIDE
 from misr.fusion.random_specimens import SPECIMEN_KINDS
-from misr.fusion.training_data import SIDE, Example, make_examples
+from misr.fusion.training_data import Example, make_examples
 
 __all__ = ["Batch", "as_batch", "load_shard", "shard_path", "write_shard"]
 
@@ -24,13 +25,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class Batch:
-    """Input, whitened truth and the pixels that count, of some examples.
+    """Input, whitened truth, its defects and the pixels that count, of some examples.
 
     Attributes
     ----------
     given : NetworkInput
         What the network is shown.
-    truth : torch.Tensor
+    truth, defects : torch.Tensor
         (batch, y, x).
     inside : torch.Tensor
         (batch, y, x), bool.
@@ -38,8 +39,23 @@ class Batch:
         (batch,).
     """
 
-    def __init__(self, given: NetworkInput, truth: torch.Tensor, inside: torch.Tensor, dose: Any, kind: Any) -> None:
-        self.given, self.truth, self.inside, self.dose, self.kind = given, truth, inside, dose, kind
+    def __init__(
+        self,
+        given: NetworkInput,
+        truth: torch.Tensor,
+        defects: torch.Tensor,
+        inside: torch.Tensor,
+        dose: Any,
+        kind: Any,
+    ) -> None:
+        self.given, self.truth, self.defects, self.inside, self.dose, self.kind = (
+            given,
+            truth,
+            defects,
+            inside,
+            dose,
+            kind,
+        )
 
 
 def shard_path(folder: Path, split: str, number: int) -> Path:
@@ -125,14 +141,20 @@ def as_batch(arrays: dict[str, torch.Tensor], chosen: Any) -> Batch:
         radius=frequency / band, atom=atom_amplitude(frequency), scale=part["scale"], pixel=part["pixel"],
         groups=part["groups"], tilts=part["tilts"],
     )  # fmt: skip
-    return Batch(given, part["truth"], part["inside"] > 0, part["dose"], part["kind"].long())
+    return Batch(given, part["truth"], part["defects"], part["inside"] > 0, part["dose"], part["kind"].long())
 
 
 def _stacked(examples: Iterable[Example]) -> dict[str, torch.Tensor]:
     rows: dict[str, list[torch.Tensor]] = {}
     for one in examples:
         field = one.field
-        images = {"whitened": field.whitened, "ring": field.ring, "local": field.local, "truth": one.truth}
+        images = {
+            "whitened": field.whitened,
+            "ring": field.ring,
+            "local": field.local,
+            "truth": one.truth,
+            "defects": one.defects,
+        }
         arrays = {name: _filled_up(image).clamp(-6e4, 6e4).half() for name, image in images.items()}
         arrays["groups"] = _filled_up(one.groups).half()
         arrays["tilts"] = one.tilts

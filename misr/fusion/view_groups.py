@@ -72,7 +72,8 @@ def measure_in_groups(
     if plan is not None:
         check_match(plan, views, view_geometry(views))
     order, parts, tilts = _sorted(views, number)
-    ordered = views.isel(view=order)
+    sorts = not np.array_equal(order, np.arange(len(order)))
+    ordered = views.isel(view=order) if sorts else views
     with held_stack(ordered) as (stack, per_position), warnings.catch_warnings():
         if plan is None:
             held = ordered.copy(data=stack) if isinstance(stack, np.ndarray) else ordered
@@ -82,7 +83,7 @@ def measure_in_groups(
                 positions = replace(own.grid, kept=1 - float(lost_positions(per_position).mean())).n_effective
                 return GroupedViews(own, known, [known.vector], tilts, known.electrons / positions)
         else:
-            own = _reordered(plan, ordered, order)
+            own = _reordered(plan, ordered, order) if sorts else plan
         lost = lost_positions(per_position)
         vectors, energy, mean = group_sums(stack, parts, plan=own, lost=lost)
     positions = replace(own.grid, kept=1 - float(lost.mean())).n_effective
@@ -117,11 +118,13 @@ def _sorted(views: xr.DataArray, number: int) -> tuple[np.ndarray, list[slice], 
     from misr.views import group_pixels
 
     y, x = views["det_y"].values, views["det_x"].values
+    number = min(number, len(y))
     # whatever order the views come in, the groups are the same
     canonical = np.lexsort((x, y))
     labels = np.empty(len(y), dtype=int)
-    labels[canonical] = group_pixels(y[canonical], x[canonical], min(number, len(y)))
-    order = canonical[np.argsort(labels[canonical], kind="stable")]
+    labels[canonical] = group_pixels(y[canonical], x[canonical], number)
+    # a single group stays in its own order: nothing of a plan has to be copied
+    order = canonical[np.argsort(labels[canonical], kind="stable")] if number > 1 else np.arange(len(y))
     edges = np.concatenate([[0], np.cumsum(np.bincount(labels))])
     parts = [slice(int(first), int(last)) for first, last in itertools.pairwise(edges) if last > first]
     scan = rotate(y[order], x[order], float(views.attrs.get("rotation_deg", 0.0)))

@@ -3,20 +3,25 @@
 The random test specimens of `misr.fusion.random_specimens` (split "test": other seeds, other lattices and other
 compositions than training's), each under its own random microscope, calibration errors included.
 
-    python tests/benchmarks/network_quality.py --folder DIR [--model FILE] [--parts table views defects controls speed]
+    python tests/benchmarks/network_quality.py --folder DIR [--model FILE] [--parts table views defects …]
 
 "table": bandwidth (1/Å at which the FRC with the truth falls to 0.5, rings of 0.08 of the band 2α/λ, Hann taper) of the
 network over that of the better of both linear images, by class and dose; the worst single specimen; and the share of
-pixels within one and 1.96 of its own standard deviations. "views": the same for fewer views. "defects": area under the
-ROC curve of telling sites whose atoms were taken out from the same sites in the undamaged twin, on the learned and on
-both linear images. "controls": half maps of vacuum. "speed": a field of 256 × 256 pixels with 100 groups of views.
+pixels within one and 1.96 of its own standard deviations. "views": the same for fewer views. "defects": area under
+the ROC curve of telling sites whose atoms were taken out, or where some were added, from the same places of the
+undamaged twin, on the learned and on the linear images (ring and local prior, and OBF, which leaves nothing out):
+values there less what other draws of the twin's electrons show, so that the observer knows the lattice; a mean over the
+sites of each specimen's own area, the difference with its error by bootstrap over specimens. "controls": half maps of
+vacuum. "trust": `misr.trust_report`. "speed": a field of 256 × 256 pixels with 100 groups of views.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +32,9 @@ import xarray as xr
 import misr
 from misr.cube import image_from_array
 from misr.fusion.presets import make_shards
+from misr.fusion.random_scans import draw_conditions
 from misr.fusion.random_specimens import SPECIMEN_KINDS
-from misr.fusion.training_data import draw_conditions, simulate
+from misr.fusion.training_data import simulate, specimen_of
 from misr.fusion.training_files import as_batch, load_shard
 from misr.fusion.weights import load_network
 
@@ -121,37 +127,77 @@ def views(model: str, numbers: tuple[int | None, ...] = (9, 25, 81, None)) -> No
         print(f"specimen {seed}: {', '.join(words)}")
 
 
-def defects(model: str, *, specimens: int = 12, doses: tuple[float, ...] = (30, 100, 300, 1000)) -> None:
-    """Area under the ROC curve of vacancies."""
-    from dataclasses import replace
-
-    scores: dict[tuple[float, str], list[tuple[float, bool]]] = {}
+def defects(model: str, *, specimens: int = 40, doses: tuple[float, ...] = (30, 100, 300, 1000)) -> None:
+    """Areas under ROC curves of vacancies and interstitials, each specimen's own, averaged over the sites."""
+    found: dict[tuple[str, float, str], list[tuple[float, int]]] = {}
     for seed in range(specimens):
-        conditions = draw_conditions(np.random.default_rng([78, seed]))
-        conditions = replace(conditions, window=conditions.positions, believed=conditions.aberrations,
-                             believed_rotation_deg=conditions.rotation_deg)  # fmt: skip
-        sites = None
-        for damaged in (True, False):
-            cube, _, _ = simulate("crystalline", conditions, seed=seed, split="test", defects=damaged)
-            atoms = _specimen(conditions, seed, damaged)
-            sites = atoms.info["vacancies"] if damaged else sites
-            if sites is None or len(sites) == 0:
-                break
-            for dose in doses:
-                made = _fused(misr.apply_dose(cube, dose, rng=seed), model)
-                local = misr.fuse_linear(_views(misr.apply_dose(cube, dose, rng=seed)), prior="local",
-                                         upsample=int(made.phase.attrs["upsample"])).phase  # fmt: skip
-                for name, image in (("network", made.phase), ("ring", made.phase_linear), ("local", local)):
-                    values = _at(image, sites, width=0.4 / (2 * conditions.cutoff))
-                    scores.setdefault((dose, name), []).extend((float(value), damaged) for value in values)
-    for (dose, name), pairs in sorted(scores.items()):
-        print(f"{dose:>6g} e/Å² {name:<8} ROC area {_area(pairs):.3f} ({len(pairs) // 2} vacancies)")
+        for (site, dose, image), (area, sites) in _areas(model, seed, doses).items():
+            found.setdefault((site, dose, image), []).append((area, sites))
+    for site in ("vacancies", "interstitials"):
+        for dose in doses:
+            print(_defect_line(site, dose, {name: np.array(found[site, dose, name]) for name in _IMAGES}))
 
 
-def _specimen(conditions: Any, seed: int, damaged: bool) -> Any:
-    from misr.fusion.training_data import specimen_of
+_IMAGES = ("network", "ring", "local", "obf")
+_DRAWS = 4  # of the electrons, of each twin
 
-    return specimen_of("crystalline", conditions, seed=seed, split="test", defects=damaged)
+
+def _defect_line(site: str, dose: float, areas: dict[str, np.ndarray]) -> str:
+    number = areas["ring"][:, 1]
+    draws = np.random.default_rng(0).integers(len(number), size=(1000, len(number)))
+    words, gains = [], []
+    for name in _IMAGES:
+        words.append(f"{name} {np.average(areas[name][:, 0], weights=number):.3f}")
+        if name in ("ring", "obf"):
+            gained = areas["network"][:, 0] - areas[name][:, 0]
+            error = np.std([np.average(gained[one], weights=number[one]) for one in draws])
+            gains.append(f"network less {name} {np.average(gained, weights=number):+.3f} ± {error:.3f}")
+    sites = f"{number.sum():.0f} sites in {len(number)} specimens"
+    return f"{dose:>6g} e/Å² {site:<13} ROC area {', '.join(words)}; {', '.join(gains)} ({sites})"
+
+
+def _areas(model: str, seed: int, doses: tuple[float, ...]) -> dict[tuple[str, float, str], tuple[float, int]]:
+    """Of one specimen: telling its own defects from the same places of its undamaged twin, under the same optics."""
+    conditions = draw_conditions(np.random.default_rng([78, seed]))
+    conditions = replace(conditions, window=conditions.positions, believed=conditions.aberrations,
+                         believed_rotation_deg=conditions.rotation_deg)  # fmt: skip
+    atoms = specimen_of("crystalline", conditions, seed=seed, split="test")
+    sites = {name: atoms.info[name] for name in ("vacancies", "interstitials") if len(atoms.info[name])}
+    if not sites:
+        return {}
+    width = 0.4 / (2 * conditions.cutoff)
+    seen: dict[tuple[str, float, str, bool], list[np.ndarray]] = {}
+    for damaged in (True, False):
+        cube, _, _ = simulate("crystalline", conditions, seed=seed, split="test", defects=damaged)
+        views = misr.synthesize_views(cube).compute()
+        plan = misr.plan_fusion(views)
+        for dose, draw in itertools.product(doses, range(_DRAWS)):
+            counts = misr.apply_dose(views, dose, rng=[seed, draw, int(damaged)])
+            for (name, image), (site, places) in itertools.product(_images(counts, plan, model).items(), sites.items()):
+                seen.setdefault((site, dose, name, damaged), []).append(_at(image, places, width=width))
+    return {
+        (site, dose, name): (
+            _known_lattice_area(np.array(values), np.array(seen[site, dose, name, False]), site), len(sites[site])
+        )
+        for (site, dose, name, damaged), values in seen.items() if damaged
+    }  # fmt: skip
+
+
+def _images(counts: xr.DataArray, plan: Any, model: str) -> dict[str, xr.DataArray]:
+    same: dict[str, Any] = {"plan": plan, "upsample": plan.folds}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        learned = misr.fuse_cnn(counts, model=model, **same)
+        local = misr.fuse_linear(counts, prior="local", **same).phase
+        whitened = misr.fuse_linear(counts, method="obf", **same).contrast
+    return {"network": learned.phase, "ring": learned.phase_linear, "local": local, "obf": whitened}
+
+
+def _known_lattice_area(damaged: np.ndarray, whole: np.ndarray, site: str) -> float:
+    """For an observer who knows how each site looks undamaged: (draw, site) less the mean of the twin's other draws."""
+    known = (whole.sum(0) - whole) / (len(whole) - 1)
+    pair = (damaged - known).ravel(), (whole - known).ravel()
+    return _area(*(pair if site == "interstitials" else pair[::-1]))
 
 
 def _at(image: xr.DataArray, sites: np.ndarray, *, width: float) -> np.ndarray:
@@ -162,15 +208,26 @@ def _at(image: xr.DataArray, sites: np.ndarray, *, width: float) -> np.ndarray:
     values = image.values - ndimage.gaussian_filter(image.values, 6 * width / pixel, mode="wrap")
     smooth = ndimage.gaussian_filter(values, width / pixel, mode="wrap")
     index = [(sites[:, i] - float(image[dim][0])) / pixel for i, dim in enumerate(("y", "x"))]
-    return ndimage.map_coordinates(smooth, index, order=1, mode="grid-wrap") / smooth.std()
+    return ndimage.map_coordinates(smooth, index, order=1, mode="grid-wrap")
 
 
-def _area(pairs: list[tuple[float, bool]]) -> float:
-    """Chance that a vacancy is darker than the same site with its atoms."""
+def _area(brighter: np.ndarray, darker: np.ndarray) -> float:
+    """Chance that one of the first is brighter than one of the second."""
     from scipy.stats import mannwhitneyu
 
-    gone, there = (np.array([value for value, damaged in pairs if damaged is which]) for which in (True, False))
-    return float(mannwhitneyu(there, gone).statistic / (len(gone) * len(there)))
+    return float(mannwhitneyu(brighter, darker).statistic / (len(brighter) * len(darker)))
+
+
+def trust(model: str) -> None:
+    """`misr.trust_report` of the network on a specimen of each class that has atoms, half of 300 e/Å² each."""
+    for kind in KINDS:
+        conditions = draw_conditions(np.random.default_rng([80, KINDS.index(kind)]))
+        cube, _, _ = simulate(kind, conditions, seed=0, split="test")
+        counts = misr.apply_dose(cube, 300, rng=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            report = misr.trust_report(counts, lambda one: _fused(one, model), rng=0)
+        print(f"{kind}:\n{misr.trust_words(report)}")
 
 
 def controls(model: str) -> None:
@@ -235,7 +292,7 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--shards", type=int, default=6, help="of 8 specimens at 4 doses each")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--parts", nargs="+", default=["table", "views", "defects", "controls", "speed"])
+    parser.add_argument("--parts", nargs="+", default=["table", "views", "defects", "controls", "trust", "speed"])
     arguments = parser.parse_args()
     network = load_network(arguments.model)
     for part in arguments.parts:
@@ -245,7 +302,7 @@ def main() -> None:
         elif part == "speed":
             speed(network)
         else:
-            {"views": views, "defects": defects, "controls": controls}[part](arguments.model)
+            {"views": views, "defects": defects, "controls": controls, "trust": trust}[part](arguments.model)
 
 
 if __name__ == "__main__":
