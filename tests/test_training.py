@@ -295,6 +295,13 @@ def test_a_few_steps_lower_the_loss():
     assert losses[1] < 0.97 * losses[0]
 
 
+def test_training_ends_after_so_many_steps(folder, tmp_path):
+    settings = TrainingSettings(steps=3, batch=2, precision="float32")
+    train_network(folder, out=tmp_path, network=NetworkSettings(width=16), settings=settings, device="cpu")
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3]
+
+
 def test_judging_tells_network_and_linear_images_apart(folder):
     arrays = load_shard(shard_path(folder, "validation", 0))
     torch.manual_seed(0)

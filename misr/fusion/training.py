@@ -36,6 +36,8 @@ class TrainingSettings:
     ----------
     hours : float
         Wall-clock time, over all sessions.
+    steps : int, optional
+        Instead of a time: comparable runs on a machine that has other work too.
     batch : int
         Examples per step.
     learning_rate : float
@@ -51,6 +53,7 @@ class TrainingSettings:
     """
 
     hours: float = 2.0
+    steps: int | None = None
     batch: int = 8
     learning_rate: float = 2e-3
     decay: float = 1e-3
@@ -200,7 +203,7 @@ def train_network(
         now = time.monotonic()
         state.seconds += now - last_time
         last_time = now
-        done = state.seconds >= 3600 * settings.hours
+        done = state.part >= 1
         if done or now - last_report > report_s:
             last_report = now
             state.save(out / "checkpoint.pt")
@@ -225,7 +228,7 @@ class _State:
     def update(self, batch: Batch, on: torch.device) -> None:
         """One step."""
         settings = self.settings
-        part = min(1.0, self.seconds / (3600 * settings.hours))
+        part = min(1.0, self.part)
         rate = settings.learning_rate * min(1.0, part / 0.03 + 0.01) * (0.51 + 0.49 * math.cos(math.pi * part))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -247,6 +250,12 @@ class _State:
                 mean.lerp_(now, 1 - kept)
         for index, value in enumerate((image, spread, defects)):
             self.losses[index] += 0.02 * (float(value.detach()) - self.losses[index])
+
+    @property
+    def part(self) -> float:
+        """Of the training that is done; 1 or more at its end."""
+        steps = self.settings.steps
+        return self.seconds / (3600 * self.settings.hours) if steps is None else self.step / steps
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
