@@ -117,6 +117,16 @@ def test_order_of_groups_does_not_matter_but_their_content_does():
     assert float((run(network, mixed)[0] - image).abs().max()) > 1e-4
 
 
+@pytest.mark.parametrize("shift", [(8, 0), (-16, 24)])
+def test_a_period_has_no_edge(shift):
+    network, given = random_network(), some_input((32, 48), groups=3)
+    image, log_std = run(network, given)
+    moved = {name: getattr(given, name).roll(shift, (-2, -1)) for name in ("whitened", "ring", "local", "groups")}
+    again, log_again = run(network, NetworkInput(**{**given.__dict__, **moved}))
+    torch.testing.assert_close(again, image.roll(shift, (1, 2)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(log_again, log_std.roll(shift, (1, 2)), atol=1e-4, rtol=1e-4)
+
+
 def test_examples_of_a_batch_do_not_see_each_other():
     network, given = random_network(), some_input(batch=3)
     together = run(network, given)[0]

@@ -25,7 +25,9 @@ from misr.fusion.network_parts import (
     Doubt,
     LinearAttention,
     SecondLook,
+    doubled,
     levelled,
+    round_conv,
     zeroed,
 )  # fmt: skip
 
@@ -127,7 +129,7 @@ class FusionNetwork(nn.Module):
         images = 3 + (settings.filters if settings.spectral else 0)
         self.condition = nn.Sequential(nn.Linear(_BANDS + 2, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
         self.spectral = SpectralFilter(settings.filters) if settings.spectral else None
-        self.enter = nn.Conv2d(4 * images, width, 3, padding=1)
+        self.enter = round_conv(4 * images, width)
         self.angular = AngularPath(width, gating=settings.gating) if settings.angular else None
         self.down0 = Block(width, told)
         self.to1 = nn.Conv2d(width, 2 * width, 2, stride=2)
@@ -139,7 +141,7 @@ class FusionNetwork(nn.Module):
         self.up1 = Block(2 * width, told)
         self.from1 = nn.Conv2d(2 * width, width, 1)
         self.up0 = Block(width, told)
-        self.leave = nn.Conv2d(width, 4, 3, padding=1)
+        self.leave = round_conv(width, 4)
         zeroed(self.leave)
         self.second_look = SecondLook(width) if settings.second_look else None
         self.doubt = Doubt(width)
@@ -166,8 +168,8 @@ class FusionNetwork(nn.Module):
         if self.attend is not None:
             coarse = self.attend(coarse)
         coarse = self.middle[1](coarse, told)
-        middle = self.up1(middle + _doubled(self.from2(coarse)), told)
-        fine = self.up0(fine + _doubled(self.from1(middle)), told)
+        middle = self.up1(middle + doubled(self.from2(coarse)), told)
+        fine = self.up0(fine + doubled(self.from1(middle)), told)
         image = base + functional.pixel_shuffle(self.leave(fine).float(), 2)[:, 0]
         share = self._blended(given, log_error)
         difference = spectrum * given.noise - unit_spectrum(image)
@@ -304,10 +306,6 @@ def _summary(given: NetworkInput) -> torch.Tensor:
         rows.append((log_noise * chosen).sum((1, 2)) / chosen.sum((1, 2)).clamp(min=1))
     strength = given.scale.clamp(min=1e-6).log10()
     return torch.stack([*(row / 3 for row in rows), strength, given.pixel.log()], 1)
-
-
-def _doubled(x: torch.Tensor) -> torch.Tensor:
-    return functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def even_plane(half: torch.Tensor, size: torch.Size) -> torch.Tensor:

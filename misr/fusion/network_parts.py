@@ -17,7 +17,9 @@ __all__ = [
     "Doubt",
     "LinearAttention",
     "SecondLook",
+    "doubled",
     "levelled",
+    "round_conv",
     "without_mean",
     "zeroed",
 ]
@@ -27,15 +29,30 @@ _KNOTS = 12  # of the blend's curve over the logarithm of the noise
 _MOST_DOUBT = 6.0
 
 
+def round_conv(given: int, made: int) -> nn.Conv2d:
+    """3 × 3 pixels, reaching round the field: it is a period of the specimen, or has empty margins.
+
+    Zeros beyond the edges would be an edge to see, the same in every scan: half maps of vacuum would agree on it.
+    """
+    return nn.Conv2d(given, made, 3, padding=1, padding_mode="circular")
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """Twice the pixels along each axis, reaching round the field."""
+    wide = functional.pad(x, (1, 1, 1, 1), mode="circular")
+    fine = functional.interpolate(wide, scale_factor=2, mode="bilinear", align_corners=False)
+    return fine[..., 2:-2, 2:-2]
+
+
 class Block(nn.Module):
     """Two convolutions round a residual, told the noise."""
 
     def __init__(self, width: int, told: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, width)
-        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.first = round_conv(width, width)
         self.tell = nn.Linear(told, 2 * width)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.second = round_conv(width, width)
         zeroed(self.second)
 
     def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
@@ -72,8 +89,8 @@ class AngularPath(nn.Module):
     def __init__(self, width: int, *, gating: bool, hidden: int = 16) -> None:
         super().__init__()
         self.tell = nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 2 * hidden))
-        self.enter = nn.Conv2d(4, hidden, 3, padding=1)
-        self.encode = nn.Conv2d(hidden, hidden + 1, 3, padding=1)
+        self.enter = round_conv(4, hidden)
+        self.encode = round_conv(hidden, hidden + 1)
         self.gate = nn.Conv2d(hidden, width, 1) if gating else None
         self.ask = nn.Conv2d(width, hidden, 1)
         self.leave = nn.Conv2d(2 * hidden, width, 1)
@@ -115,10 +132,10 @@ class SecondLook(nn.Module):
 
     def __init__(self, width: int, hidden: int = 24) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(16, hidden, 3, padding=1)
+        self.enter = round_conv(16, hidden)
         self.known = nn.Conv2d(width, hidden, 1)
-        self.middle = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.leave = nn.Conv2d(hidden, 4, 3, padding=1)
+        self.middle = round_conv(hidden, hidden)
+        self.leave = round_conv(hidden, 4)
         zeroed(self.leave)
 
     def forward(
@@ -138,9 +155,9 @@ class Doubt(nn.Module):
 
     def __init__(self, width: int, hidden: int = 24) -> None:
         super().__init__()
-        self.enter = nn.Conv2d(12, hidden, 3, padding=1)
+        self.enter = round_conv(12, hidden)
         self.known = nn.Conv2d(width, hidden, 1)
-        self.leave = nn.Conv2d(hidden, 4, 3, padding=1)
+        self.leave = round_conv(hidden, 4)
         zeroed(self.leave)
 
     def forward(
