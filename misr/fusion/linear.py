@@ -63,7 +63,8 @@ def fuse_linear(
         Whether the object's power is learnt per ring of frequencies, or further for each frequency from its
         neighbours in the plane. The latter sees lattices: it passes their reflections and quietens what lies
         between, which helps crystals at low dose. What does not repeat suffers for it: vacancies lose much of
-        their contrast, and one grain's order is carried a little into the next. For defects use "ring".
+        their contrast, and one grain's order is carried a little into the next. "ring" shrinks what lies between a
+        crystal's reflections: ``method="obf"``, without a prior, tells defects best.
     amplitude : bool
         Solve for the absorption too: an object ``exp(iφ - μ)``. Its noise is the price; for specimens that scatter
         strongly or outside the aperture (see Notes).

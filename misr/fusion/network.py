@@ -24,10 +24,10 @@ from misr.fusion.network_parts import (
     Block,
     Doubt,
     LinearAttention,
+    RoundConv,
     SecondLook,
     doubled,
     levelled,
-    round_conv,
     zeroed,
 )  # fmt: skip
 
@@ -129,7 +129,7 @@ class FusionNetwork(nn.Module):
         images = 3 + (settings.filters if settings.spectral else 0)
         self.condition = nn.Sequential(nn.Linear(_BANDS + 2, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
         self.spectral = SpectralFilter(settings.filters) if settings.spectral else None
-        self.enter = round_conv(4 * images, width)
+        self.enter = RoundConv(4 * images, width)
         self.angular = AngularPath(width, gating=settings.gating) if settings.angular else None
         self.down0 = Block(width, told)
         self.to1 = nn.Conv2d(width, 2 * width, 2, stride=2)
@@ -141,7 +141,7 @@ class FusionNetwork(nn.Module):
         self.up1 = Block(2 * width, told)
         self.from1 = nn.Conv2d(2 * width, width, 1)
         self.up0 = Block(width, told)
-        self.leave = round_conv(width, 4)
+        self.leave = RoundConv(width, 4)
         zeroed(self.leave)
         self.second_look = SecondLook(width) if settings.second_look else None
         self.doubt = Doubt(width)
