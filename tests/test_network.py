@@ -153,8 +153,8 @@ def test_without_noise_the_data_decide_and_without_data_the_network():
     free.load_state_dict({name: value for name, value in network.state_dict().items() if "trust" not in name})
     torch.testing.assert_close(run(network, loud)[0], run(free, loud)[0], atol=2e-2, rtol=1e-3)
     high = loud.radius > 0.08
-    assert float(network.data_share(loud).detach()[high].max()) < 1e-5
-    assert not free.data_share(loud)[high].any()
+    assert float(network(loud).share.detach()[high].max()) < 1e-5
+    assert not free(loud).share[high].any()
 
 
 def test_the_lowest_frequencies_are_the_linear_images():
@@ -163,7 +163,7 @@ def test_the_lowest_frequencies_are_the_linear_images():
     difference = (unit_spectrum(image) - unit_spectrum(loud.ring)).abs()
     lowest, high = loud.radius < 0.03, loud.radius > 0.1
     assert float(difference[lowest].max()) < 1e-3 < float(difference[high].max())
-    assert bool((network.data_share(loud).detach()[lowest] > 1 - 1e-4).all())
+    assert bool((network(loud).share.detach()[lowest] > 1 - 1e-4).all())
 
 
 def test_the_blend_trusts_less_the_louder_the_noise_and_nothing_beyond_the_band():
@@ -249,7 +249,8 @@ def test_the_std_loss_is_least_where_the_intervals_hold_what_they_should():
     levels = np.log(deviation) + np.array([-0.1, 0.0, 0.1])
 
     def loss(image, level):
-        return float(std_loss(NetworkOutput(image, torch.full_like(image, level)), truth, given=given, inside=inside))
+        output = NetworkOutput(image, torch.full_like(image, level), torch.zeros_like(given.noise))
+        return float(std_loss(output, truth, given=given, inside=inside))
 
     losses = [loss(image, level) for level in levels]
     assert losses[1] < losses[0]

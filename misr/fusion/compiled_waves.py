@@ -13,21 +13,16 @@ import numpy as np
 
 __all__ = ["overlap_block"]
 
-_OPTIONS: dict[str, Any] = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
 _PER_TURN, _TURN = np.float32(1 / (2 * np.pi)), np.float32(2 * np.pi)
 _HALF = np.float32(0.5)
-# Taylor series of sin x / x and cos x in x², to half a turn within 1e-7
+# Taylor series of sin x / x and cos x in x²: what is cut off is below single precision up to half a turn
 _SIN = tuple(np.float32(value) for value in (1, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -2.5052108e-8, 1.6059044e-10,
                                              -7.6471637e-13, 2.8114573e-15))  # fmt: skip
 _COS = tuple(np.float32(value) for value in (1, -1 / 2, 1 / 24, -1 / 720, 1 / 40320, -2.7557319e-7, 2.0876757e-9,
                                              -1.1470746e-11, 4.7794773e-14, -1.5619207e-16))  # fmt: skip
 
 
-def _compiled(function: Any) -> Any:
-    return numba.njit(**_OPTIONS)(function)
-
-
-@_compiled
+@numba.njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 def overlap_block(out: Any, strides: Any, table: Any, columns: Any, pixels: Any, edge: Any) -> None:
     """Γ of some pixels at some frequencies, see `misr.fusion.plane_waves.PlaneWaves`.
 

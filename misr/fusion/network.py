@@ -98,10 +98,11 @@ class NetworkInput:
 
 @dataclass
 class NetworkOutput:
-    """Whitened image, and the standard deviation of a phase pixel in units of the scale."""
+    """Whitened image, standard deviation of a phase pixel in units of the scale, and what is not the network's own."""
 
     image: torch.Tensor  # (batch, y, x), whitened
     log_std: torch.Tensor  # (batch, y, x)
+    share: torch.Tensor  # (batch, ky, kx): of each frequency, that is the data's or the linear image's
 
 
 def unit_spectrum(image: torch.Tensor) -> torch.Tensor:
@@ -178,16 +179,10 @@ class FusionNetwork(nn.Module):
             image = image + self.second_look(fine, image, *against)
         wanted = spectrum * given.noise * share + unit_spectrum(image) * (1 - share)
         linear = unit_spectrum(given.ring)
-        final = _image(linear + (wanted - linear) * _free(given.radius, share), image)
-        return NetworkOutput(final, self.doubt(fine, final.detach(), *(one.detach() for one in against)))
-
-    def data_share(self, given: NetworkInput) -> torch.Tensor:
-        """Share of each frequency that is not the network's own: (batch, ky, kx)."""
-        log_error = torch.zeros(())
-        if self.spectral is not None:
-            log_error = self.spectral(unit_spectrum(given.whitened), given)[1]
-        share = self._blended(given, log_error)
-        return 1 - (1 - share) * _free(given.radius, share)
+        free = _free(given.radius, share)
+        final = _image(linear + (wanted - linear) * free, image)
+        log_std = self.doubt(fine, final.detach(), *(one.detach() for one in against))
+        return NetworkOutput(final, log_std, 1 - (1 - share) * free)
 
     def _blended(self, given: NetworkInput, log_error: torch.Tensor) -> torch.Tensor:
         if self.trust is None:

@@ -108,19 +108,15 @@ class PlaneWaves:
             columns = (_SQUARE, _START, _ANGLES + 2 * i)
             overlap_block(flat, strides, every, columns, self._pixels, edge)
 
-    def _row_and_column(self, slopes: torch.Tensor, work: Workspace) -> tuple[torch.Tensor, torch.Tensor]:
-        """``exp(ik·s)`` along the rows and along the columns of the detector."""
+    def _wave(self, slopes: torch.Tensor, work: Workspace) -> torch.Tensor:
+        """``exp(ik·s)`` from the rows and columns of the detector, run by run of neighbouring pixels (no gather)."""
         start, per_row, per_column = slopes[:, 0:1], slopes[:, 1:2], slopes[:, 2:3]
         size = len(slopes)
         angle = torch.mul(per_row, self._rows, out=work.real("angle", size, len(self._rows)))
         along_row = _unit(angle.add_(start), "row", work)
         angle = torch.mul(per_column, self._cols, out=work.real("angle", size, len(self._cols)))
-        return along_row, _unit(angle, "column", work)
-
-    def _wave(self, slopes: torch.Tensor, work: Workspace) -> torch.Tensor:
-        """``exp(ik·s)`` from the rows and columns of the detector, run by run of neighbouring pixels (no gather)."""
-        along_row, along_column = self._row_and_column(slopes, work)
-        wave = work.complex("wave", len(slopes), len(self.y))
+        along_column = _unit(angle, "column", work)
+        wave = work.complex("wave", size, len(self.y))
         for begin, end, row, column in self._runs:
             block = along_column[:, column : column + end - begin], along_row[:, row : row + 1]
             torch.mul(*block, out=wave[:, begin:end])

@@ -99,8 +99,7 @@ def _one(
     image = output.image[0]
     # the network is free to choose a mean, which would show as steps between tiles: take that of the linear image
     image = image + (cut(field.ring).mean() - image.mean())
-    share = network.data_share(given)[0]
-    spectrum = unit_spectrum(image) * (1 - share)
+    spectrum = unit_spectrum(image) * (1 - output.share[0])
     guessed = torch.fft.irfft2(spectrum, s=size, norm="ortho")
     return image, output.log_std[0].exp(), guessed
 

@@ -40,6 +40,35 @@ def test_fuse_linear(benchmark, cube, n_views):
     benchmark.pedantic(misr.fuse_linear, args=(views,), kwargs={"upsample": 4}, rounds=5, warmup_rounds=1)
 
 
+@pytest.mark.benchmark(group="overlap functions of all views at 4096 frequencies, one thread")
+@pytest.mark.parametrize("loop", ["torch", "compiled"])
+def test_overlaps(benchmark, views, loop):
+    import numpy as np
+    import torch
+
+    from misr.fusion.geometry import view_geometry
+    from misr.fusion.overlap import Overlaps, Specimen
+    from misr.fusion.statistic import _side_by_side
+    from misr.fusion.workspace import Workspace
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    geometry, cpu = view_geometry(views), torch.device("cpu")
+    overlaps, work = Overlaps(geometry, Specimen(), device=cpu), Workspace(cpu)
+    groups = _side_by_side(geometry, slice(0, geometry.n_views))
+    patches = [overlaps.patch(group, compiled=loop == "compiled") for group in groups]
+    q = torch.as_tensor(np.random.default_rng(0).uniform(-0.6, 0.6, (2, 16, 16, 16)), dtype=torch.float32)
+
+    def fill():
+        for some in q.unbind(1):
+            table = overlaps.table(*some)
+            for patch in patches:
+                overlaps.fill(work.complex("rows", 16, 16, len(patch.views)), table, patch, work=work)
+
+    benchmark.pedantic(fill, rounds=10, warmup_rounds=1)
+    torch.set_num_threads(before)
+
+
 @pytest.mark.benchmark(group="simulation, 64 × 64 positions, 128 Å, 30 Å thick")
 def test_simulate(benchmark):
     atoms = misr.amorphous_atoms(field_A=128, rng=0)
