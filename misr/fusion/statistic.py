@@ -27,7 +27,7 @@ __all__ = ["Sums", "ViewStack", "accumulate", "batches", "keep_overlaps"]
 _BATCH_BYTES = 192 << 20  # of spectra in flight
 _PATCH_PIXELS, _BLOCK_ENTRIES = 160, 320 * 160  # of a block: its intermediate results then stay in the cache
 _LATTICE_BYTES = 32 << 20  # of a tile's matrices, over all aliases
-_WORTH_COMPILING = 20_000_000  # overlap values: some 0.2 s of torch on one thread
+_WORTH_COMPILING = 100_000_000  # overlap values: a second of torch on one thread, as long as compiling once takes
 _TINY = 1e-15
 
 
