@@ -131,6 +131,18 @@ def test_a_long_sum_is_compiled_and_comes_to_the_same(make_scan, monkeypatch, op
     xr.testing.assert_allclose(compiled, usual, rtol=2e-3, atol=1e-4 * float(usual.phase.std()))
 
 
+def test_a_compiled_loop_that_cannot_be_kept_is_compiled_all_the_same(monkeypatch):
+    njit = compiled_waves.numba.njit
+
+    def read_only(*, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(compiled_waves.numba, "njit", read_only)
+    assert compiled_waves._compiled(lambda x: x + 1)(2) == 3
+
+
 def test_what_cannot_be_compiled_is_not(make_scan):
     cube = misr.with_aberrations(make_scan("atoms", pixels=64, det_bin=4)[0], {"C10": -1500.0})
     views = misr.synthesize_views(cube)

@@ -22,7 +22,15 @@ _COS = tuple(np.float32(value) for value in (1, -1 / 2, 1 / 24, -1 / 720, 1 / 40
                                              -1.1470746e-11, 4.7794773e-14, -1.5619207e-16))  # fmt: skip
 
 
-@numba.njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+def _compiled(function: Any) -> Any:
+    options: dict[str, Any] = {"fastmath": True, "nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        return numba.njit(**options)(function)
+
+
+@_compiled
 def overlap_block(out: Any, strides: Any, table: Any, columns: Any, pixels: Any, edge: Any) -> None:
     """Γ of some pixels at some frequencies, see `misr.fusion.plane_waves.PlaneWaves`.
 
