@@ -17,6 +17,7 @@ HEAVY = ("torch", "panel", "holoviews", "bokeh", "py4DSTEM", "abtem", "ase", "rs
 # torch is at the top only of modules that nothing imports before it is needed
 _TORCH_FUSION = (
     "half_images",
+    "judging",
     "kernels",
     "labels",
     "local_prior",

@@ -141,7 +141,7 @@ def test_the_same_input_gives_the_same_image_bit_by_bit():
 
 
 def test_without_noise_the_data_decide_and_without_data_the_network():
-    network = random_network()
+    network = random_network(returned=0.0)
     given = some_input(noise=1e-5, groups=4)
     image, _ = run(network, given)
     band = given.radius < 1
@@ -149,12 +149,36 @@ def test_without_noise_the_data_decide_and_without_data_the_network():
     assert float(difference[band].abs().max()) < 1e-3 * float((unit_spectrum(image)[~band]).abs().max())
 
     loud = some_input(noise=1e5, groups=4)
-    free = random_network(blend=False)
+    free = random_network(blend=False, returned=0.0)
     free.load_state_dict({name: value for name, value in network.state_dict().items() if "trust" not in name})
     torch.testing.assert_close(run(network, loud)[0], run(free, loud)[0], atol=2e-2, rtol=1e-3)
     high = loud.radius > 0.08
     assert float(network(loud).share.detach()[high].max()) < 1e-5
     assert not free(loud).share[high].any()
+
+
+def test_what_the_data_hold_against_the_image_goes_back_into_it():
+    given = some_input((64, 64), noise=2.0, groups=4)
+    plain, network = random_network(returned=0.0), random_network(returned=0.5)
+    with torch.no_grad():
+        before, after = plain(given), network(given)
+    torch.testing.assert_close(before.image, before.draft, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after.draft, before.draft, atol=1e-5, rtol=1e-4)
+    kept, data = unit_spectrum(after.draft), unit_spectrum(given.whitened) * given.noise
+    expected = kept + (data - kept) * torch.where(given.radius < 1, 0.5 / (0.5 + given.noise), 0.0)
+    high = given.radius > 0.08  # the lowest are the linear image's
+    torch.testing.assert_close(unit_spectrum(after.image)[high], expected[high], atol=1e-4, rtol=1e-4)
+    assert bool((after.share >= before.share - 1e-6).all())
+
+
+def test_noise_comes_back_with_bounded_strength():
+    """Of a frequency's noise never more than the amount, in units of the signal, however loud it is."""
+    given = some_input((64, 64), noise=1e4, groups=4)
+    with torch.no_grad():
+        made = random_network(returned=0.1)(given)
+    back = (unit_spectrum(made.image) - unit_spectrum(made.draft)).abs()
+    whitened = unit_spectrum(given.whitened).abs() * given.noise + unit_spectrum(made.draft).abs()
+    assert float((back / (whitened / given.noise).clamp(min=1e-6)).max()) < 0.101
 
 
 def test_the_lowest_frequencies_are_the_linear_images():
@@ -190,7 +214,7 @@ def test_a_fresh_network_starts_from_the_image_under_the_ring_prior(power, spect
     wiener = spectrum * noise * power / (power + noise**2)
     given.ring = torch.fft.irfft2(wiener, s=given.ring.shape[-2:], norm="ortho")
     torch.manual_seed(0)
-    network = FusionNetwork(NetworkSettings(width=16, spectral=spectral)).eval()
+    network = FusionNetwork(NetworkSettings(width=16, spectral=spectral, returned=0.0)).eval()
     image, log_std = run(network, given)
     assert not log_std.any()
     share = Blend()(noise, given.radius, torch.zeros_like(noise)).detach()
@@ -249,7 +273,7 @@ def test_the_std_loss_is_least_where_the_intervals_hold_what_they_should():
     levels = np.log(deviation) + np.array([-0.1, 0.0, 0.1])
 
     def loss(image, level):
-        output = NetworkOutput(image, torch.full_like(image, level), torch.zeros_like(given.noise))
+        output = NetworkOutput(image, torch.full_like(image, level), torch.zeros_like(given.noise), image)
         return float(std_loss(output, truth, given=given, inside=inside))
 
     losses = [loss(image, level) for level in levels]

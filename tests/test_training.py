@@ -12,13 +12,14 @@ import torch
 
 from misr import cli
 from misr.fusion import training, training_data, training_files
+from misr.fusion.judging import evaluate
 from misr.fusion.losses import image_loss
 from misr.fusion.natural import atom_amplitude
 from misr.fusion.network import FusionNetwork, NetworkInput, NetworkSettings
 from misr.fusion.presets import run_preset
 from misr.fusion.random_scans import DOSES, SIDE, draw_conditions
 from misr.fusion.random_specimens import SPECIMEN_KINDS
-from misr.fusion.training import TrainingSettings, augmented, evaluate, train_network
+from misr.fusion.training import TrainingSettings, augmented, train_network
 from misr.fusion.training_data import make_examples, phase_slices
 from misr.fusion.training_files import Batch, as_batch, load_shard, shard_path, write_shard
 from misr.fusion.weights import load_network
@@ -363,7 +364,7 @@ def test_the_command_trains_from_nothing_to_weights(tmp_path, capsys):
     path = tmp_path / "weights.safetensors"
     assert str(path) in capsys.readouterr().out
     assert load_network(path).settings.width == 16
-    assert len(list((tmp_path / "examples").glob("*.safetensors"))) == 2
+    assert len(list((tmp_path / "examples").glob("*.safetensors"))) == 4
     # again: the examples are there, and training is over after a step
     begun = time.monotonic()
     assert cli.main(arguments) == 0

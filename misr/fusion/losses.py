@@ -13,6 +13,7 @@ __all__ = [
     "RINGS",
     "correlation_with_truth",
     "defects_hidden",
+    "defects_untold",
     "error_in_rad",
     "image_loss",
     "missed_share",
@@ -23,6 +24,7 @@ RINGS = 24  # of equal width up to 2α/λ
 _INTERVALS = ((0.6827, 1.0), (0.95, 1.96))  # share of a Gaussian's values within so many standard deviations
 _LEAST_ERROR = 1e-6
 _AROUND = 8  # pixels, some 4 λ/2α
+_SPOT = 0.4  # λ/2α: standard deviation of the spot that an observer averages over
 _FAINT = 0.02  # of the unit signal: what is fainter than this in a ring need not be told from nothing
 
 
@@ -87,6 +89,52 @@ def defects_hidden(
     power = (shown**2).sum((1, 2)) * (there**2).sum((1, 2))
     hidden = 1 - (shown * there).sum((1, 2)) / power.clamp(min=1e-12).sqrt()
     return torch.where(strongest[:, 0, 0] > 0, hidden, 0.0)
+
+
+def defects_untold(
+    image: torch.Tensor,
+    twin: torch.Tensor,
+    defects: torch.Tensor,
+    *,
+    atom: torch.Tensor,
+    radius: torch.Tensor,
+    inside: torch.Tensor,
+) -> torch.Tensor:
+    """How badly the images of a damaged specimen and of its undamaged twin, a scan each, tell the defects' places.
+
+    An observer who knows the lattice looks at the phase in a spot at each defect's place. Both images less one
+    another hold the defect and the noise of two scans there: 1 less their correlation with the true difference is 0
+    for images without noise and 1 where nothing tells them apart, a healed defect or one lost in noise. How strongly a
+    defect is shown does not matter.
+
+    Parameters
+    ----------
+    image, twin : torch.Tensor
+        Whitened, in one unit, (pair, y, x).
+    defects : torch.Tensor
+        The true difference, (pair, y, x).
+    atom, radius : torch.Tensor
+        Amplitude that the whitening took away, and frequency over 2α/λ, (pair, ky, kx).
+    inside : torch.Tensor
+        Pixels that count, (pair, y, x).
+
+    Returns
+    -------
+    torch.Tensor
+        (pair,); 0 where there are no defects.
+    """
+    spot = atom * torch.exp(-2 * (math.pi * _SPOT * radius) ** 2) * (radius < 1)
+
+    def seen(one: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfft2(unit_spectrum(one) * spot, s=one.shape[-2:], norm="ortho")
+
+    there = seen(defects) * inside
+    strongest = there.abs().amax((1, 2), keepdim=True)
+    places = (there.abs() > 0.5 * strongest) & inside
+    told, there = (one * places for one in (seen(image - twin), there))
+    power = (told**2).sum((1, 2)) * (there**2).sum((1, 2))
+    untold = 1 - (told * there).sum((1, 2)) / power.clamp(min=1e-20).sqrt()
+    return torch.where(strongest[:, 0, 0] > 0, untold, 0.0)
 
 
 def std_loss(output: NetworkOutput, truth: torch.Tensor, *, given: NetworkInput, inside: torch.Tensor) -> torch.Tensor:

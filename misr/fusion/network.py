@@ -59,6 +59,8 @@ class NetworkSettings:
         Images that the spectral filter makes.
     angular, spectral, attention, gating, second_look, blend : bool
         Parts, for ablation.
+    returned : float
+        How much of what the data hold against the image goes back into it at the end: see `_returned`.
     """
 
     width: int = 48
@@ -69,6 +71,7 @@ class NetworkSettings:
     gating: bool = True
     second_look: bool = True
     blend: bool = True
+    returned: float = 0.1
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -103,6 +106,7 @@ class NetworkOutput:
     image: torch.Tensor  # (batch, y, x), whitened
     log_std: torch.Tensor  # (batch, y, x)
     share: torch.Tensor  # (batch, ky, kx): of each frequency, that is the data's or the linear image's
+    draft: torch.Tensor  # (batch, y, x): the image before the last of the data's difference went back into it
 
 
 def unit_spectrum(image: torch.Tensor) -> torch.Tensor:
@@ -180,9 +184,11 @@ class FusionNetwork(nn.Module):
         wanted = spectrum * given.noise * share + unit_spectrum(image) * (1 - share)
         linear = unit_spectrum(given.ring)
         free = _free(given.radius, share)
-        final = _image(linear + (wanted - linear) * free, image)
+        draft = linear + (wanted - linear) * free
+        back = _returned(given, self.settings.returned)
+        final = _image(draft + (spectrum * given.noise - draft) * back, image)
         log_std = self.doubt(fine, final.detach(), *(one.detach() for one in against))
-        return NetworkOutput(final, log_std, 1 - (1 - share) * free)
+        return NetworkOutput(final, log_std, 1 - (1 - share) * free * (1 - back), _image(draft, image))
 
     def _blended(self, given: NetworkInput, log_error: torch.Tensor) -> torch.Tensor:
         if self.trust is None:
@@ -281,15 +287,30 @@ def _matched(difference: torch.Tensor, given: NetworkInput) -> torch.Tensor:
     return _image(difference * precision, given.whitened) / variance.clamp(min=1e-12).sqrt()[:, None, None]
 
 
+def _returned(given: NetworkInput, amount: float) -> torch.Tensor:
+    """Share of what the data hold against the image that goes back into it, whatever the network thinks of it.
+
+    The squared error does not pay for a rare defect that the data only hint at, so a network takes it away; an observer
+    who looks for one wants the hint. The share falls as the noise's amplitude, half-way from the Wiener filter to the
+    matched one, so that no frequency gets more noise back than ``amount``, in units of the signal.
+    """
+    share = amount / (amount + given.noise) * _above_lowest(given.radius)
+    return torch.where(given.radius < 1, share, 0.0)
+
+
 def _free(radius: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """How far a frequency may differ from the ring prior's image: not at the lowest, unless the data say so.
 
     Bright-field views hardly see them, and a specimen larger than what the network looks at (a particle in vacuum)
     shows in nothing else: a guess there can turn its contrast round.
     """
+    return 1 - (1 - _above_lowest(radius)) * (1 - share)
+
+
+def _above_lowest(radius: torch.Tensor) -> torch.Tensor:
     low, high = _LOWEST
     at = ((radius - low) / (high - low)).clamp(0, 1)
-    return 1 - (1 - at * at * (3 - 2 * at)) * (1 - share)
+    return at * at * (3 - 2 * at)
 
 
 def _summary(given: NetworkInput) -> torch.Tensor:

@@ -23,21 +23,33 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preset:
-    """Numbers of shards (8 specimens each, at 4 doses) per split, the network and its training."""
+    """Numbers of shards (8 specimens each, at 4 doses) per split, of shards of twins, the network and its training."""
 
     shards: Mapping[str, int]
+    twins: Mapping[str, int]
     network: NetworkSettings
     training: TrainingSettings
 
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
-        {"train": 1, "validation": 1}, NetworkSettings(width=16), TrainingSettings(hours=0.01, precision="float32")
+        {"train": 1, "validation": 1},
+        {"train": 1, "validation": 1},
+        NetworkSettings(width=16),
+        TrainingSettings(hours=0.01, precision="float32"),
     ),
     "cpu": Preset(
-        {"train": 172, "validation": 12}, NetworkSettings(width=40, angular=False), TrainingSettings(hours=1.2)
+        {"train": 172, "validation": 12},
+        {"train": 100, "validation": 5},
+        NetworkSettings(width=40, angular=False),
+        TrainingSettings(hours=1.4),
     ),
-    "gpu": Preset({"train": 3000, "validation": 40}, NetworkSettings(), TrainingSettings(hours=8.0, batch=32)),
+    "gpu": Preset(
+        {"train": 3000, "validation": 40},
+        {"train": 1500, "validation": 20},
+        NetworkSettings(),
+        TrainingSettings(hours=8.0, batch=32, pairs=12),
+    ),
 }
 
 
@@ -74,8 +86,9 @@ def run_preset(
     if hours is not None and not (math.isfinite(hours) and hours > 0):
         raise ValueError(f"hours={hours!r} of training must be a positive number")
     preset, folder = PRESETS[name], Path(folder)
-    for split, number in preset.shards.items():
-        make_shards(folder / "examples", split, number, workers=workers)
+    for twins, shards in ((False, preset.shards), (True, preset.twins)):
+        for split, number in shards.items():
+            make_shards(folder / "examples", split, number, workers=workers, twins=twins)
     training = preset.training if hours is None else replace(preset.training, hours=float(hours))
     return train_network(
         folder / "examples", out=folder, network=preset.network, settings=training, device=device,
@@ -83,7 +96,7 @@ def run_preset(
     )  # fmt: skip
 
 
-def make_shards(folder: Path, split: str, number: int, *, workers: int = 1) -> None:
+def make_shards(folder: Path, split: str, number: int, *, workers: int = 1, twins: bool = False) -> None:
     """Write the shards ``0 … number - 1`` of a split that are not there yet.
 
     Parameters
@@ -96,15 +109,19 @@ def make_shards(folder: Path, split: str, number: int, *, workers: int = 1) -> N
         How many.
     workers : int
         Processes.
+    twins : bool
+        Of damaged specimens and their undamaged twins.
     """
-    missing = [index for index in range(number) if not shard_path(folder, split, index).exists()]
+    missing = [index for index in range(number) if not shard_path(folder, split, index, twins=twins).exists()]
     if not missing:
         return
     _LOG.info("%d of %d %s shards to make", len(missing), number, split)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max(1, workers), mp_context=context, initializer=_one_thread) as pool:
-        jobs = [pool.submit(write_shard, folder, index, split=split) for index in missing]
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc=f"{split} examples", unit="shard"):
+        jobs = [pool.submit(write_shard, folder, index, split=split, twins=twins) for index in missing]
+        for job in tqdm(
+            as_completed(jobs), total=len(jobs), desc=f"{split} {'twins' if twins else 'examples'}", unit="shard"
+        ):
             job.result()
 
 

@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from misr.fusion.losses import correlation_with_truth, defects_hidden, image_loss, missed_share, std_loss
+from misr.fusion.judging import evaluate, evaluate_pairs, pairs_untold
+from misr.fusion.losses import defects_hidden, missed_share, std_loss
 from misr.fusion.network import FusionNetwork, NetworkInput, NetworkSettings, even_plane
-from misr.fusion.random_specimens import SPECIMEN_KINDS
 from misr.fusion.training_files import Batch, as_batch, load_shard
 
-__all__ = ["TrainingSettings", "augmented", "evaluate", "train_network"]
+__all__ = ["TrainingSettings", "augmented", "train_network"]
 
 _LOG = logging.getLogger(__name__)
 _STD_SHARE = 0.05  # of the loss that the standard deviation gets
 _DEFECTS_SHARE = 0.25  # they are few, and what users look for
+_TOLD_SHARE = 0.5  # of telling damaged specimens from their twins
 _MOST_MISSED = 5.0  # by one example: it may not spoil a step
 
 
@@ -40,6 +41,8 @@ class TrainingSettings:
         Instead of a time: comparable runs on a machine that has other work too.
     batch : int
         Examples per step.
+    pairs : int
+        Pairs of a damaged specimen and its undamaged twin besides, if there are such shards.
     learning_rate : float
         At its highest; it rises over the first 3 % of the time and falls as a cosine.
     decay : float
@@ -55,6 +58,7 @@ class TrainingSettings:
     hours: float = 2.0
     steps: int | None = None
     batch: int = 8
+    pairs: int = 2
     learning_rate: float = 2e-3
     decay: float = 1e-3
     average: float = 0.998
@@ -85,13 +89,13 @@ class Shards:
             loaded.insert(0, self.arrays)
         self.arrays = {name: torch.cat([part[name] for part in loaded]) for name in loaded[0]}
 
-    def batches(self, size: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Endless shuffled batches, each turned and mirrored at random."""
+    def batches(self, size: int, rng: np.random.Generator, *, together: int = 1) -> Iterator[Batch]:
+        """Endless shuffled batches, each turned and mirrored at random; so many neighbours stay together."""
         while True:
-            order = rng.permutation(len(self))
-            for first in range(0, len(order) - size + 1, size):
-                chosen = torch.as_tensor(np.sort(order[first : first + size]))
-                yield augmented(as_batch(self.arrays, chosen), rng)
+            order = rng.permutation(len(self) // together)
+            for first in range(0, len(order) - size // together + 1, size // together):
+                chosen = np.sort(order[first : first + size // together])[:, None] * together + np.arange(together)
+                yield augmented(as_batch(self.arrays, torch.as_tensor(chosen.ravel())), rng)
             self.refresh()
 
 
@@ -187,7 +191,9 @@ def train_network(
 
     settings, out = settings or TrainingSettings(), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    train, validation = (Shards(Path(data), split) for split in ("train", "validation"))
+    train, twins, validation, judged = (
+        Shards(Path(data), split) for split in ("train", "train-twins", "validation", "validation-twins")
+    )
     if len(train) < settings.batch:
         raise ValueError(f"{data} holds {len(train)} training examples: make some with misr.fusion.presets.make_shards")
     on = resolve_device(device)
@@ -197,9 +203,12 @@ def train_network(
     state = _State(model, settings)
     state.resume(out / "checkpoint.pt")
     rng = np.random.default_rng(np.random.SeedSequence([settings.seed, state.step]))
+    pairs = None
+    if settings.pairs and len(twins) >= 2 * settings.pairs:
+        pairs = twins.batches(2 * settings.pairs, rng, together=2)
     last_time = last_report = time.monotonic()
     for batch in train.batches(settings.batch, rng):
-        state.update(batch, on)
+        state.update(batch, on, pairs=None if pairs is None else next(pairs))
         now = time.monotonic()
         state.seconds += now - last_time
         last_time = now
@@ -208,7 +217,7 @@ def train_network(
             last_report = now
             state.save(out / "checkpoint.pt")
             save_network(state.averaged, out / "weights.safetensors")
-            _report(state, validation, out / "log.jsonl", on, len(train))
+            _report(state, validation, judged, out / "log.jsonl", on, len(train) + len(twins))
             last_time = time.monotonic()  # judging is not training
         if done:
             break
@@ -223,10 +232,12 @@ class _State:
         self.averaged = FusionNetwork(model.settings).to(next(model.parameters()).device)
         self.averaged.load_state_dict(model.state_dict())
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.decay)
-        self.step, self.seconds, self.losses = 0, 0.0, [0.0, 0.0, 0.0]
+        self.step, self.seconds, self.losses = 0, 0.0, [0.0] * 4
 
-    def update(self, batch: Batch, on: torch.device) -> None:
+    def update(self, batch: Batch, on: torch.device, *, pairs: Batch | None = None) -> None:
         """One step."""
+        regular = len(batch.truth)
+        batch = batch if pairs is None else batch.joined(pairs)
         settings = self.settings
         part = min(1.0, self.part)
         rate = settings.learning_rate * min(1.0, part / 0.03 + 0.01) * (0.51 + 0.49 * math.cos(math.pi * part))
@@ -235,10 +246,15 @@ class _State:
         given, truth, inside = batch.given.to(on), batch.truth.to(on), batch.inside.to(on)
         with torch.autocast(on.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             output = self.model(given)
-        image = _never_worse(output.image, truth, given, inside)
+        # of the draft: the network would learn to undo what the data return
+        image = _never_worse(output.draft, truth, given, inside)
         spread = std_loss(output, truth, given=given, inside=inside).mean()
-        defects = defects_hidden(output.image, truth, batch.defects.to(on), inside=inside).mean()
+        defects = defects_hidden(output.draft, truth, batch.defects.to(on), inside=inside).mean()
         loss = image + _STD_SHARE * spread + _DEFECTS_SHARE * defects
+        untold = torch.zeros(())
+        if pairs is not None:
+            untold = pairs_untold(output.image[regular:], pairs).mean()
+            loss = loss + _TOLD_SHARE * untold
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -248,7 +264,7 @@ class _State:
         with torch.no_grad():
             for mean, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(now, 1 - kept)
-        for index, value in enumerate((image, spread, defects)):
+        for index, value in enumerate((image, spread, defects, untold)):
             self.losses[index] += 0.02 * (float(value.detach()) - self.losses[index])
 
     @property
@@ -288,90 +304,16 @@ def _never_worse(image: torch.Tensor, truth: torch.Tensor, given: NetworkInput, 
     return (missed + torch.relu(missed - linear)).mean(dim=1).clamp(max=_MOST_MISSED).mean()
 
 
-def _report(state: _State, validation: Shards, path: Path, on: torch.device, examples: int) -> None:
+def _report(state: _State, validation: Shards, twins: Shards, path: Path, on: torch.device, examples: int) -> None:
     row = {
         "step": state.step, "seconds": round(state.seconds), "examples": examples,
         "image_loss": round(state.losses[0], 4), "std_loss": round(state.losses[1], 4),
-        "defects_loss": round(state.losses[2], 4),
+        "defects_loss": round(state.losses[2], 4), "untold_loss": round(state.losses[3], 4),
     }  # fmt: skip
     if len(validation):
         row |= evaluate(state.averaged, validation.arrays, device=on)["summary"]
+    if len(twins):
+        row |= evaluate_pairs(state.averaged, twins.arrays, device=on)
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
     _LOG.info("%s", row)
-
-
-@torch.no_grad()
-def evaluate(
-    model: FusionNetwork, arrays: dict[str, torch.Tensor], *, device: torch.device | str = "cpu", batch: int = 16
-) -> dict[str, Any]:
-    """How much better the network's images are than the linear ones, on stored examples.
-
-    Parameters
-    ----------
-    model : FusionNetwork
-        What to judge.
-    arrays : dict
-        From `misr.fusion.training_files.load_shard`.
-    device : torch.device or str
-        Where.
-    batch : int
-        Examples at once.
-
-    Returns
-    -------
-    dict
-        "frc": mean FRC with the truth over rings, of network, ring and local prior, (example, 3); "loss" and "defects"
-        (how far they are hidden; 0 where there are none) likewise,
-        "covered": share of the pixels within one and two standard deviations, (example, 2); "dose", "kind";
-        and a "summary" of plain numbers.
-    """
-    model.eval()
-    rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("frc", "loss", "covered", "defects", "dose", "kind")}
-    for first in range(0, len(arrays["truth"]), batch):
-        part = as_batch(arrays, slice(first, first + batch))
-        given, truth, inside = part.given.to(torch.device(device)), part.truth.to(device), part.inside.to(device)
-        output = model(given)
-        common: dict[str, Any] = {"radius": given.radius, "inside": inside}
-        images = (output.image, given.ring, given.local)
-        rows["frc"].append(torch.stack([correlation_with_truth(one, truth, **common).mean(1) for one in images], 1))
-        rows["loss"].append(torch.stack([image_loss(one, truth, **common) for one in images], 1))
-        broken = part.defects.to(device)
-        rows["defects"].append(torch.stack([defects_hidden(one, truth, broken, inside=inside) for one in images], 1))
-        rows["covered"].append(_covered(output, truth, given, inside))
-        rows["dose"].append(part.dose)
-        rows["kind"].append(part.kind)
-    model.train()
-    found: dict[str, Any] = {name: torch.cat(values).cpu() for name, values in rows.items()}
-    found["summary"] = _summarised(found)
-    return found
-
-
-def _covered(output: Any, truth: torch.Tensor, given: NetworkInput, inside: torch.Tensor) -> torch.Tensor:
-    from misr.fusion.losses import error_in_rad
-
-    error = error_in_rad(output.image - truth, given, inside=inside).abs() * torch.exp(-output.log_std)
-    number = inside.sum((1, 2))
-    return torch.stack([((error < limit) & inside).sum((1, 2)) / number for limit in (1.0, 1.96)], 1)
-
-
-def _summarised(found: dict[str, Any]) -> dict[str, float]:
-    real = found["kind"] < 4  # not the empty ones
-    frc, loss = found["frc"][real], found["loss"][real]
-    summary = {
-        "frc": float(frc[:, 0].mean()), "frc_ring": float(frc[:, 1].mean()), "frc_local": float(frc[:, 2].mean()),
-        "loss": float(loss[:, 0].mean()), "loss_local": float(loss[:, 2].mean()),
-        "covered_68": float(found["covered"][:, 0].mean()), "covered_95": float(found["covered"][:, 1].mean()),
-    }  # fmt: skip
-    damaged = found["defects"][(found["defects"][:, 0] > 0)]
-    if len(damaged):
-        summary["defects_hidden"], summary["defects_hidden_ring"] = (
-            float(damaged[:, 0].mean()),
-            float(damaged[:, 1].mean()),
-        )
-    for number, name in enumerate(SPECIMEN_KINDS[:-1]):
-        chosen = found["kind"] == number
-        if bool(chosen.any()):
-            gained = found["frc"][chosen]
-            summary[f"gain_{name}"] = float((gained[:, 0] - gained[:, 1:].max(1).values).mean())
-    return {name: round(value, 4) for name, value in summary.items()}

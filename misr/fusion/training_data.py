@@ -23,13 +23,14 @@ from misr.fusion.random_specimens import SPECIMEN_KINDS
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["Example", "make_examples", "simulate", "specimen_of"]
+__all__ = ["Example", "make_examples", "make_twins", "simulate", "specimen_of"]
 
 _LAYER_A = 12.0
 _SIM_PIXEL = 0.30  # of λ/2α
 _STRONGEST = 0.6  # rad, rms: stronger specimens are made thinner, for no linear image is worth mending there
 _THERMAL_A = 0.08
 _SHARES = (0.42, 0.25, 0.18, 0.12, 0.03)  # of the kinds
+_SPLITS = ("train", "validation", "test")
 _DAMAGED = ("crystalline", "semicrystalline")  # kinds that may have defects
 
 
@@ -91,15 +92,56 @@ def make_examples(
     Example
         One per dose.
     """
-    rng = np.random.default_rng(np.random.SeedSequence([seed, ("train", "validation", "test").index(split), 7]))
+    rng = np.random.default_rng(np.random.SeedSequence([seed, _SPLITS.index(split), 7]))
     kind = kind or str(rng.choice(SPECIMEN_KINDS, p=_SHARES))
     conditions = draw_conditions(rng)
     counts, slices, pixel = simulate(kind, conditions, seed=seed, split=split)
     phase = slices.sum(axis=0)
     whole = undamaged_phase(kind, conditions, seed=seed, split=split) if kind in _DAMAGED else phase
-    yield from _counted(
-        counts, phase, phase - whole, pixel, conditions, rng=rng, doses=doses, groups=groups, kind=kind, seed=seed
-    )
+    scan = _Scan(counts, phase, phase - whole, pixel, conditions, groups=groups, kind=kind, seed=seed)
+    for low, high in itertools.pairwise(_dose_edges(doses)):
+        made = scan.counted(float(np.exp(rng.uniform(low, high))), rng)
+        if made is not None:
+            yield made
+
+
+def make_twins(
+    seed: int, *, split: str = "train", doses: int = 4, groups: int = 8
+) -> Iterator[tuple[Example, Example]]:
+    """One specimen with defects and its undamaged twin, each scanned and counted by itself at the same doses.
+
+    Parameters
+    ----------
+    seed, split, doses, groups
+        See `make_examples`.
+
+    Yields
+    ------
+    tuple of Example
+        The damaged one and its twin, per dose; nothing for a specimen without defects in the scanned field.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, _SPLITS.index(split), 8]))
+    kind = str(rng.choice(_DAMAGED, p=(0.75, 0.25)))
+    conditions = draw_conditions(rng)
+    whole = undamaged_phase(kind, conditions, seed=seed, split=split)
+    scans: list[_Scan] = []
+    for defects in (True, False):
+        counts, slices, pixel = simulate(kind, conditions, seed=seed, split=split, defects=defects)
+        phase = slices.sum(axis=0)
+        if defects and np.allclose(phase, whole):
+            return
+        scans.append(_Scan(counts, phase, phase - whole, pixel, conditions, groups=groups, kind=kind, seed=seed))
+    if not scans[0].missing.any():
+        return
+    for low, high in itertools.pairwise(_dose_edges(doses)):
+        dose = float(np.exp(rng.uniform(low, high)))
+        damaged, twin = (scan.counted(dose, rng) for scan in scans)
+        if damaged is not None and twin is not None:
+            yield damaged, twin
+
+
+def _dose_edges(number: int) -> np.ndarray:
+    return np.linspace(math.log(DOSES[0]), math.log(DOSES[1]), number + 1)
 
 
 def simulate(
@@ -196,39 +238,46 @@ def phase_slices(atoms: Atoms, conditions: Conditions) -> tuple[np.ndarray, floa
     return slices, thickness / number
 
 
-def _counted(
-    cube: Any, phase: np.ndarray, damage: np.ndarray, pixel: float, conditions: Conditions, *,
-    rng: np.random.Generator, doses: int, groups: int, kind: str, seed: int,
-) -> Iterator[Example]:  # fmt: skip
-    from misr.aberrations import with_aberrations
-    from misr.fusion.view_groups import group_sums, in_groups
-    from misr.views import synthesize_views
+class _Scan:
+    """Expected counts of one scan, ready to be counted at any dose."""
 
-    believed = with_aberrations(cube, conditions.believed, rotation_deg=conditions.believed_rotation_deg)
-    views, parts, tilts = in_groups(synthesize_views(believed), groups)
-    plan, _ = measure(views, keep=True)
-    truth, missing = (truth_on(plan, one, pixel, conditions) for one in (phase, damage))
-    edges = np.linspace(math.log(DOSES[0]), math.log(DOSES[1]), doses + 1)
-    for low, high in itertools.pairwise(edges):
-        dose = float(np.exp(rng.uniform(low, high)))
-        drawn = rng.poisson(np.clip(views.values, 0, None) * dose)
+    def __init__(
+        self, cube: Any, phase: np.ndarray, damage: np.ndarray, pixel: float, conditions: Conditions, *,
+        groups: int, kind: str, seed: int,
+    ) -> None:  # fmt: skip
+        from misr.aberrations import with_aberrations
+        from misr.fusion.view_groups import in_groups
+        from misr.views import synthesize_views
+
+        believed = with_aberrations(cube, conditions.believed, rotation_deg=conditions.believed_rotation_deg)
+        self.views, self.parts, self.tilts = in_groups(synthesize_views(believed), groups)
+        self.plan, _ = measure(self.views, keep=True)
+        self.truth, self.missing = (truth_on(self.plan, one, pixel, conditions) for one in (phase, damage))
+        self.conditions, self.kind, self.seed = conditions, kind, seed
+
+    def counted(self, dose: float, rng: np.random.Generator) -> Example | None:
+        """At a dose; nothing where hardly an electron arrives."""
+        from misr.fusion.view_groups import group_sums
+
+        plan = self.plan
+        drawn = rng.poisson(np.clip(self.views.values, 0, None) * dose)
         lost = np.zeros(drawn.shape[1:], dtype=bool)
-        vectors, energy, mean = group_sums(drawn, parts, plan=plan, lost=lost)
+        vectors, energy, mean = group_sums(drawn, self.parts, plan=plan, lost=lost)
         total = float(mean.sum())
         if total * lost.size < 100:
-            continue
+            return None
         statistic = Statistic(sum(vectors), energy, plan.grid.n_effective * total, int((mean > 0).sum()))  # type: ignore[arg-type]
         field, seen = fields_of(plan, statistic, vectors)
-        yield Example(
+        return Example(
             field,
-            seen * math.sqrt(len(parts)),
-            torch.as_tensor(tilts, dtype=torch.float32),
-            truth / field.scale,
-            missing / field.scale,
+            seen * math.sqrt(len(self.parts)),
+            torch.as_tensor(self.tilts, dtype=torch.float32),
+            self.truth / field.scale,
+            self.missing / field.scale,
             dose,
-            conditions,
-            kind,
-            seed,
+            self.conditions,
+            self.kind,
+            self.seed,
         )
 
 

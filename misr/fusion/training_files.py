@@ -17,11 +17,14 @@ from misr.fusion.natural import atom_amplitude, plane_of_size
 from misr.fusion.network import NetworkInput
 from misr.fusion.random_scans import SIDE
 from misr.fusion.random_specimens import SPECIMEN_KINDS
-from misr.fusion.training_data import Example, make_examples
+from misr.fusion.training_data import Example, make_examples, make_twins
 
 __all__ = ["Batch", "as_batch", "load_shard", "shard_path", "write_shard"]
 
 _LOG = logging.getLogger(__name__)
+_TWINS = 1_000_000  # their seeds are other than those of the other shards
+
+_REST = ("truth", "defects", "inside", "dose", "kind")
 
 
 class Batch:
@@ -57,13 +60,27 @@ class Batch:
             kind,
         )
 
+    def joined(self, other: Batch) -> Batch:
+        """One batch of both."""
+        both: dict[str, Any] = {}
+        for name, value in self.given.__dict__.items():
+            also = getattr(other.given, name)
+            if value is not None and name in ("groups", "tilts"):  # as many of both
+                number = min(value.shape[1], also.shape[1])
+                value, also = value[:, :number], also[:, :number]
+            both[name] = None if value is None else torch.cat([value, also])
+        rest = (torch.cat([getattr(self, name), getattr(other, name)]) for name in _REST)
+        return Batch(NetworkInput(**both), *rest)
 
-def shard_path(folder: Path, split: str, number: int) -> Path:
+
+def shard_path(folder: Path, split: str, number: int, *, twins: bool = False) -> Path:
     """File of one shard."""
-    return folder / f"{split}_{number:05d}.safetensors"
+    return folder / f"{split}{'-twins' if twins else ''}_{number:05d}.safetensors"
 
 
-def write_shard(folder: Path, number: int, *, split: str, specimens: int = 8, groups: int = 8) -> Path:
+def write_shard(
+    folder: Path, number: int, *, split: str, specimens: int = 8, groups: int = 8, twins: bool = False
+) -> Path:
     """Make and write the examples of some specimens, unless they are there.
 
     Parameters
@@ -78,6 +95,8 @@ def write_shard(folder: Path, number: int, *, split: str, specimens: int = 8, gr
         How many.
     groups : int
         Of views.
+    twins : bool
+        Pairs of a damaged specimen and its undamaged twin, one after the other; half as many specimens.
 
     Returns
     -------
@@ -91,14 +110,19 @@ def write_shard(folder: Path, number: int, *, split: str, specimens: int = 8, gr
     """
     from safetensors.torch import save_file
 
-    path = shard_path(folder, split, number)
+    path = shard_path(folder, split, number, twins=twins)
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     examples: list[Example] = []
-    for seed in range(number * specimens, (number + 1) * specimens):
+    first = number * specimens
+    seeds = range(_TWINS + first, _TWINS + first + specimens // 2) if twins else range(first, first + specimens)
+    for seed in seeds:
         try:
-            examples += list(make_examples(seed, split=split, groups=groups))
+            if twins:
+                examples += [one for pair in make_twins(seed, split=split, groups=groups) for one in pair]
+            else:
+                examples += list(make_examples(seed, split=split, groups=groups))
         except ValueError as error:  # a geometry that the fusion refuses: no example
             _LOG.warning("specimen %d of %s was left out: %s", seed, split, error)
     if not examples:
