@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from misr import __version__
+from misr._cli_long import PUBLISHED, add_benchmark, add_train
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -103,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_cube_arguments(info)
     info.set_defaults(run=_info)
 
-    _add_benchmark(commands)
-    _add_train(commands)
+    add_benchmark(commands, _benchmark)
+    add_train(commands, _train)
 
     dashboard = commands.add_parser("dashboard", help="serve the dose explorer in the browser")
     dashboard.add_argument("cube", nargs="?", help="a cube (default: a simulated one)")
@@ -128,55 +129,6 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument("--max-defocus-A", type=float, dest="max_defocus_A", help="largest defocus looked for, Å")
     fit.add_argument("-o", "--out", type=Path, help="save the fit: .nc, .zarr or .zarr.zip")
     fit.set_defaults(run=_fit)
-
-
-def _add_benchmark(commands: Any) -> None:
-    benchmark = commands.add_parser(
-        "benchmark",
-        help="resolution against dose, several methods on the same electrons",
-        description="Resolution against dose of several methods on the same simulated electrons: a table (zarr and "
-        "CSV) and a report. Each cell is saved as it finishes; the same command goes on where a run was stopped.",
-    )
-    benchmark.add_argument("--preset", choices=("tiny", "small", "full"), default="small", help="default: %(default)s")
-    benchmark.add_argument(
-        "-o", "--folder", type=Path, default=Path("misr-benchmark"), help="of the results (default: %(default)s)"
-    )
-    benchmark.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes (default: %(default)s)")
-    benchmark.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True,
-        help="go on with what is in the folder (default); --no-resume refuses a folder that holds results",
-    )  # fmt: skip
-    benchmark.add_argument("--structure", type=Path, action="append", metavar="FILE",
-                           help="your own specimen instead: cif, xyz … (may be given more than once)")  # fmt: skip
-    benchmark.add_argument("--doses", type=float, nargs="+", metavar="E_PER_A2", help="instead of the preset's, e/Å²")
-    benchmark.add_argument("--seeds", type=int, nargs="+", metavar="N", help="instead of the preset's")
-    benchmark.add_argument("--methods", nargs="+", metavar="NAME", help="instead of the preset's")
-    benchmark.add_argument("--quantem-python", type=Path, metavar="PYTHON", help="of an environment that has quantem")
-    benchmark.set_defaults(run=_benchmark)
-
-
-def _add_train(commands: Any) -> None:
-    train = commands.add_parser(
-        "train",
-        help="train the fusion network from random specimens",
-        description="Make random specimens, scan them at many doses, and train the network of misr.fuse_cnn on them. "
-        "The same command goes on where a run was stopped.",
-    )
-    train.add_argument("--preset", choices=("tiny", "cpu", "gpu"), default="cpu", help="default: %(default)s")
-    train.add_argument(
-        "-o", "--folder", type=Path, default=Path("misr-training"),
-        help="of examples, checkpoint and weights.safetensors (default: %(default)s)",
-    )  # fmt: skip
-    train.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that make examples")
-    train.add_argument("--hours", type=float, help="of training, instead of the preset's")
-    train.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    train.set_defaults(run=_train)
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
-    return int(text)
 
 
 def _add_cube_arguments(parser: argparse.ArgumentParser) -> None:
@@ -356,8 +308,9 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         raise FileExistsError(f"{arguments.folder} holds results already: give another --folder, or leave --no-resume")
     try:
         table = run_benchmark(
-            arguments.folder, settings=settings, workers=arguments.workers, quantem_python=arguments.quantem_python
-        )
+            arguments.folder, settings=settings, workers=arguments.workers, quantem_python=arguments.quantem_python,
+            attention_unet=arguments.attention_unet,
+        )  # fmt: skip
     except KeyboardInterrupt:
         print("misr: stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -367,19 +320,38 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from misr.fusion.presets import run_preset
-
+    weights = arguments.folder / "weights.safetensors"
+    published = arguments.preset == PUBLISHED
     try:
-        run_preset(
-            arguments.preset, folder=arguments.folder, workers=arguments.workers, hours=arguments.hours,
-            device=arguments.device,
-        )  # fmt: skip
+        if published:
+            _train_published(arguments)
+        else:
+            _train_fusion(arguments)
     except KeyboardInterrupt:
         print("misr: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    weights = arguments.folder / "weights.safetensors"
-    print(f"network in {weights}: use it as misr.fuse_cnn(views, model={str(weights)!r})")
+    if published:
+        print(f"network in {weights}: use it as misr benchmark --attention-unet {weights}")
+    else:
+        print(f"network in {weights}: use it as misr.fuse_cnn(views, model={str(weights)!r})")
     return 0
+
+
+def _train_published(arguments: argparse.Namespace) -> None:
+    from misr.benchmark.attention_unet_training import train_attention_unet
+
+    if arguments.device not in ("auto", "cpu"):
+        raise ValueError(f"--device {arguments.device}: the preset {PUBLISHED} is trained on the CPU, leave it out")
+    train_attention_unet(arguments.folder, workers=arguments.workers, hours=arguments.hours)
+
+
+def _train_fusion(arguments: argparse.Namespace) -> None:
+    from misr.fusion.presets import run_preset
+
+    run_preset(
+        arguments.preset, folder=arguments.folder, workers=arguments.workers, hours=arguments.hours,
+        device=arguments.device,
+    )  # fmt: skip
 
 
 def _dashboard(arguments: argparse.Namespace) -> None:

@@ -42,6 +42,7 @@ _TORCH_FUSION = (
 TORCH_MODULES = {f"fusion/{name}.py" for name in _TORCH_FUSION} | {
     f"calibration/{name}.py" for name in ("higher", "refine", "search", "spots")
 }
+TORCH_MODULES |= {f"benchmark/attention_unet{part}.py" for part in ("", "_training")}
 NUMBA_MODULES = {"fusion/compiled_waves.py"}
 PY4DSTEM_MODULES = re.compile(r"^_py4dstem\.py$")
 

@@ -157,10 +157,11 @@ def _measured(
     truth = scene["truth"]
     like = flat_like(truth)
     width = float(scene.attrs["ring_width"])
+    weights = cell.settings.attention_unet.get("path")
     case = Case(
         cube, like, int(scene.attrs["upsample"]), cell.seed, truth, ring_width=width,
         ptychography=cell.settings.ptychography, search=cell.settings.ptychography_search,
-        quantem_python=quantem_python,
+        quantem_python=quantem_python, attention_unet=Path(weights) if weights else None,
     )  # fmt: skip
     try:
         prepared = method.prepare(case)

@@ -37,6 +37,7 @@ class Case:
     ptychography: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
     quantem_python: Path | None = None
+    attention_unet: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,27 @@ def _quantem(preset: str) -> Callable[[Case], Prepared]:
     return prepare
 
 
+def _attention_unet(case: Case) -> Prepared:
+    if case.attention_unet is None:
+        raise NotAvailableError(
+            "its weights do not come with misr: misr train --preset attention_unet makes them (attention_unet)"
+        )
+    from misr.benchmark.attention_unet import attention_unet_image, check_geometry, load_trained
+
+    trained = load_trained(case.attention_unet)
+    try:
+        check_geometry(case.cube, trained.geometry)
+    except ValueError as error:
+        raise NotAvailableError(str(error)) from error
+    chosen = {name: value for name, value in trained.training.items() if name in _TOLD}
+    return Prepared(lambda cube: attention_unet_image(cube, weights=trained, like=case.like), chosen)
+
+
 def _limit(case: Case) -> Prepared:
     raise NotAvailableError("the limit is computed and not reconstructed")
 
+
+_TOLD = ("specimens", "core_hours", "steps", "batch")  # of the published network's training
 
 _ALL = (
     Method("limit_linear", "linear limit", "#444444", _limit, "what any linear image of the bright field can reach"),
@@ -152,6 +171,8 @@ _ALL = (
     Method("fuse_linear", "misr (fuse_linear)", "#d55e00", _fused("ring"), "as a user calls it"),
     Method("fuse_linear_local", "misr (fuse_linear, local prior)", "#e69f00", _fused("local"), "as a user calls it"),
     Method("fuse_cnn", "misr (fuse_cnn)", "#8c1c13", _cnn, "the network that misr comes with"),
+    Method("attention_unet", "published Attention U-Net", "#b8a400", _attention_unet,
+           "written from its description and trained on misr's random specimens for this one geometry"),
     Method("parallax", "py4DSTEM parallax", "#56b4e9", _parallax, "shifts from the true aberrations, phases flipped"),
     Method("ptychography", "py4DSTEM ptychography", "#009e73", _ptychography("default"), "misr's low-dose defaults"),
     Method("ptychography_tuned", "py4DSTEM ptychography, tuned", "#005c43", _ptychography("tuned"),

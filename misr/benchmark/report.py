@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from misr.benchmark.fairness import fairness_notes
 from misr.benchmark.methods import METHODS
 from misr.benchmark.ratio import dose_ratio
 from misr.benchmark.settings import LIMITS, BenchmarkSettings, Specimen
@@ -32,32 +33,6 @@ th { background: #f3f3f3; white-space: nowrap; } .bad { color: #b00000; } .quiet
 .figures td { white-space: nowrap; }
 img, svg { max-width: 100%; height: auto; } .wide { overflow-x: auto; } code { font-size: 12px; }
 """
-_FAIRNESS = (
-    "Every method gets the same recorded electrons, the same true aberrations and rotation, and the same pixels for "
-    "its image; nobody is told that the simulated scan wraps round.",
-    "One ring width for all methods on a specimen, given above. Resolution is where the Fourier ring correlation with "
-    "the true projected phase falls to 0.5; half maps are read at the half-bit threshold.",
-    "The simulation is multislice; the truth is the projected phase, of which no method sees anything (but the one "
-    "whose name says “at its very best”).",
-    "The linear limit is what the dose allows any linear image of the bright field. A curve beyond it owes that to "
-    "a prior, to the dark field, or to chance: for a lattice that may be honest, for amorphous matter it is not.",
-    "The dashed limit is that of infinitely fine detector pixels; the dotted one takes off what these pixels lose as "
-    "the shift of the views changes across each of them.",
-    "py4DSTEM's ptychography keeps its object non-negative, as it does by default, and uses the dark field too: a "
-    "prior and electrons that bright-field methods do not have. Its tuned settings are searched for each cube among "
-    "those listed under Settings; where the choice lies at the end of what was tried, more might gain more.",
-    "quantem wants a detector pixel on the optic axis and interpolates the patterns where there is none, as here "
-    "(tests/benchmarks/compare_quantem.py sets it beside misr on a detector that has one).",
-    "Positions are compared as they are; “aligned” is the same after taking off a shift of the image, for all methods "
-    "alike, where that shift is beyond chance.",
-    "SSIM and PSNR are taken after the least-squares gain and offset, for all methods alike: phases have no zero, and "
-    "few iterations leave ptychography's too weak.",
-    "Times are of one image of the whole cube in a process that has made such images before; searching settings is "
-    "told apart. Other work on the machine, and the other workers of this run, are in them: only large ratios mean "
-    "anything.",
-    "Half maps say how well an image repeats, not how true it is: what a method puts into both halves alike (aliases, "
-    "the scan's raster, the order of its batches) counts for it.",
-)
 
 
 def write_report(table: xr.Dataset, folder: str | Path) -> Path:
@@ -115,7 +90,7 @@ def _page(table: xr.Dataset, settings: BenchmarkSettings, folder: Path) -> str:
         "<h2>Time and memory</h2>",
         _costs(table),
         "<h2>Fairness</h2>",
-        "<ul>" + "".join(f"<li>{_safe(line)}</li>" for line in _FAIRNESS) + "</ul>",
+        "<ul>" + "".join(f"<li>{_safe(line)}</li>" for line in fairness_notes(table)) + "</ul>",
         "<h2>Settings</h2>",
         _settings(table, settings),
         "<h2>All numbers</h2>",

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import xarray as xr
 from misr.benchmark.measure import lost_cell, measure_cell
 from misr.benchmark.methods import method_of
 from misr.benchmark.scenes import make_scene, scene_path
-from misr.benchmark.settings import BenchmarkSettings, Cell, preset_settings
+from misr.benchmark.settings import BenchmarkSettings, Cell, attention_unet_file, preset_settings
 from misr.benchmark.table import collect_table, save_table
 from misr.benchmark.workers import Died, Submit, runner
 
@@ -32,6 +33,7 @@ def run_benchmark(
     workers: int = 1,
     client: Any = None,
     quantem_python: str | Path | None = None,
+    attention_unet: str | Path | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Fill a folder with the cells of a benchmark and return its table; a killed run goes on where it was.
@@ -51,6 +53,9 @@ def run_benchmark(
         Instead: its workers must see the folder, and one thread each makes time and memory mean something.
     quantem_python : path, optional
         Python of an environment that has quantem; adds the method "quantem".
+    attention_unet : path, optional
+        Weights of the published network, written by ``misr train --preset attention_unet``; adds the method
+        "attention_unet".
     progress : bool, default True
         Show a progress bar.
 
@@ -63,6 +68,9 @@ def run_benchmark(
     ------
     ValueError
         For an unknown preset or method, or fewer than one worker.
+    FileNotFoundError
+        If there are no such weights.
+
     Examples
     --------
     >>> table = run_benchmark("misr-benchmark", settings="tiny")  # doctest: +SKIP
@@ -73,6 +81,10 @@ def run_benchmark(
     python = None if quantem_python is None else Path(quantem_python)
     if python is not None and not any(name.startswith("quantem") for name in chosen.methods):
         chosen = chosen.narrowed(methods=[*chosen.methods, "quantem", "quantem_oracle"])
+    if attention_unet is not None:
+        chosen = replace(chosen, attention_unet=attention_unet_file(attention_unet))
+        if "attention_unet" not in chosen.methods:
+            chosen = chosen.narrowed(methods=[*chosen.methods, "attention_unet"])
     for name in chosen.methods:
         method_of(name)
     path = Path(folder)

@@ -10,7 +10,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LIMITS", "PRESETS", "BenchmarkSettings", "Cell", "Specimen", "preset_settings", "structure_specimen"]
+__all__ = [
+    "LIMITS",
+    "PRESETS",
+    "BenchmarkSettings",
+    "Cell",
+    "Specimen",
+    "attention_unet_file",
+    "preset_settings",
+    "structure_specimen",
+]
 
 _KINDS = ("amorphous", "semicrystalline", "crystalline", "structure")
 _DOSES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 1e4)
@@ -58,6 +67,8 @@ class BenchmarkSettings:
         Values that are tried for its tuned lines, by setting; empty: all that misr tries by itself.
     aligned : float
         Farthest shift to the truth, Å, that the aligned resolution mends.
+    attention_unet : mapping
+        Weights of the published network, ``path`` and a digest of their ``content``, see `attention_unet_file`.
     """
 
     preset: str
@@ -69,6 +80,7 @@ class BenchmarkSettings:
     ptychography: Mapping[str, Any] = field(default_factory=dict)
     ptychography_search: Mapping[str, Any] = field(default_factory=dict)
     aligned: float = 1.0
+    attention_unet: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("specimens", "doses", "seeds", "methods"):
@@ -153,12 +165,47 @@ class Cell:
             own.append(dict(self.settings.ptychography))
         elif self.method.startswith("ptychography"):
             own.append(dict(self.settings.ptychography_search))
+        elif self.method == "attention_unet":
+            own.append(self.settings.attention_unet.get("content"))
         return f"{self.specimen.name}_{self.dose:g}_s{self.seed}_{self.method}_{digest(own)}"
 
 
 def digest(values: Any) -> str:
     """Eight letters that change with the values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def attention_unet_file(path: str | Path) -> dict[str, str]:
+    """The published network's weights for `BenchmarkSettings`: other weights are computed anew.
+
+    Parameters
+    ----------
+    path : path
+        What ``misr train --preset attention_unet`` wrote.
+
+    Returns
+    -------
+    dict
+        ``path`` and ``content``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+
+    Examples
+    --------
+    >>> attention_unet_file("no-such.safetensors")
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: there is no file no-such.safetensors: misr train --preset attention_unet writes the weights
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}: misr train --preset attention_unet writes the weights")
+    with file.open("rb") as opened:
+        content = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    return {"path": str(file.resolve()), "content": content}
 
 
 def structure_specimen(path: str | Path, *, field_A: float = 64.0, thickness_A: float = 30.0) -> Specimen:
