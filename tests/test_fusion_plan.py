@@ -16,6 +16,7 @@ from misr.fusion import compiled_waves
 from misr.fusion.geometry import folds, view_geometry
 from misr.fusion.kernels import from_plane, full_plane
 from misr.fusion.overlap import Overlaps, Specimen
+from misr.fusion.plan import measure
 from misr.fusion.stream import computed_views, held_stack
 from misr.fusion.workspace import Workspace
 from misr.optics import aperture_fraction, overlap_function, pixel_width
@@ -106,7 +107,7 @@ def test_the_compiled_loop_is_the_formula_too(make_scan, specimen, n_views):
     overlaps = Overlaps(geometry, specimen, device=CPU)
     some = np.arange(3, geometry.n_views - 2)
     patch = overlaps.patch(some, factor=np.linspace(0.5, 2, len(some)), compiled=True)
-    assert patch.waves._compiled
+    assert patch.waves.is_compiled
     # 8 scan frequencies of 5 aliases each, in a larger array as in the sums
     rows = torch.full((8, 5 * len(specimen.channels) + 1, len(some)), np.nan, dtype=torch.complex64)
     table = overlaps.table(*(torch.as_tensor(part, dtype=torch.float32).reshape(8, 5) for part in q.T))
@@ -117,18 +118,31 @@ def test_the_compiled_loop_is_the_formula_too(make_scan, specimen, n_views):
     assert bool(rows[:, -1].isnan().all())  # the rows between are not touched
 
 
+@pytest.mark.parametrize("specimen", [Specimen(), Specimen(amplitude=True)])
 @pytest.mark.parametrize("options", [{}, {"n_views": 40}])
-def test_a_long_sum_is_compiled_and_comes_to_the_same(make_scan, monkeypatch, options):
+def test_a_long_sum_is_compiled_and_comes_to_the_same(make_scan, monkeypatch, options, specimen):
     cube = at_dose(make_scan("atoms", det_bin=4)[0], 1e3, rng=0).isel(scan_y=slice(0, 20), scan_x=slice(0, 18))
     views = misr.synthesize_views(cube, **options)
-    usual = misr.fuse_linear(views)
+    plan, usual = measure(views, specimen=specimen)
     calls = []
-    block = compiled_waves.overlap_block
-    monkeypatch.setattr(compiled_waves, "overlap_block", lambda *given: (calls.append(1), block(*given)))
+    add_tile = compiled_waves.add_tile
+    monkeypatch.setattr(compiled_waves, "add_tile", lambda *given: (calls.append(1), add_tile(*given)))
     monkeypatch.setattr("misr.fusion.statistic._WORTH_COMPILING", 0)
-    compiled = misr.fuse_linear(views)
+    # a tile ends within a row, and views come in several batches
+    monkeypatch.setattr("misr.fusion.tile_sums._COLUMNS", 7)
+    monkeypatch.setattr("misr.fusion.statistic._BATCH_BYTES", 1 << 20)
+    again, compiled = measure(views, specimen=specimen)
+    _, planned = measure(views, plan=again)
     assert calls
-    xr.testing.assert_allclose(compiled, usual, rtol=2e-3, atol=1e-4 * float(usual.phase.std()))
+    assert_near(again.matrix, plan.matrix)
+    for found in (compiled, planned):
+        assert_near(found.vector, usual.vector)
+        assert_near(found.energy, usual.energy)
+    assert found.electrons == pytest.approx(usual.electrons)
+
+
+def assert_near(found, expected, *, of_largest=1e-5):
+    assert float((found - expected).abs().max()) < of_largest * float(expected.abs().max())
 
 
 def test_a_compiled_loop_that_cannot_be_kept_is_compiled_all_the_same(monkeypatch):
@@ -152,7 +166,7 @@ def test_what_cannot_be_compiled_is_not(make_scan):
         view_geometry(views.assign_attrs(detector_step_mrad=(step[0], 1.2 * step[1]))), Specimen(), device=CPU
     )
     for overlaps in (blurred, oblong):
-        assert not overlaps.patch(np.arange(9), compiled=True).waves._compiled
+        assert not overlaps.patch(np.arange(9), compiled=True).waves.is_compiled
 
 
 def test_planes_and_their_inverse(views):

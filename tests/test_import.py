@@ -31,6 +31,7 @@ _TORCH_FUSION = (
     "prior",
     "spread",
     "statistic",
+    "tile_sums",
     "tiles",
     "training",
     "training_data",

@@ -105,15 +105,21 @@ def spectra(
     held = torch.as_tensor(~lost, dtype=torch.float32, device=device)
     mean = torch.empty(len(counts), dtype=torch.float64, device=device)
     result = torch.empty((len(counts), grid.padded[0] * grid.half), dtype=torch.complex64, device=device)
-    before, after = grid.pad, [grid.padded[i] - grid.shape[i] - grid.pad[i] for i in range(2)]
-    for first in range(0, len(counts), batch := max(1, ENTRIES_AT_ONCE // (grid.padded[0] * grid.padded[1]))):
-        part = slice(first, first + batch)
-        block = torch.as_tensor(counts[part].astype(np.float32), device=device).mul_(held)
+    whole = not lost.any()
+    size = max(1, ENTRIES_AT_ONCE // (grid.padded[0] * grid.padded[1]))
+    room = torch.zeros((size, *grid.padded), device=device)
+    inner = room[:, grid.pad[0] : grid.pad[0] + grid.shape[0], grid.pad[1] : grid.pad[1] + grid.shape[1]]
+    for first in range(0, len(counts), size):
+        part = slice(first, min(first + size, len(counts)))
+        number = part.stop - first
+        block = inner[:number]
+        block.copy_(torch.as_tensor(np.ascontiguousarray(counts[part]).astype(np.float32, copy=False)))
+        if not whole:
+            block.mul_(held)
         mean[part] = block.sum(dim=(1, 2), dtype=torch.float64) / float(held.sum())
-        block.addcmul_(held, mean[part, None, None].float(), value=-1)
-        if grid.padded != grid.shape:
-            block = torch.nn.functional.pad(block, (before[1], after[1], before[0], after[0]))
-        result[part] = torch.fft.rfft2(block, norm="forward").flatten(1)
+        usual = mean[part, None, None].float()
+        block.sub_(usual if whole else usual * held)
+        torch.fft.rfft2(room[:number], norm="forward", out=result[part].view(number, grid.padded[0], grid.half))
     return result, mean
 
 

@@ -115,7 +115,7 @@ class Overlaps:
                 focal_spread_A=self.specimen.focal_spread_A,
                 factor=None if np.all(per_pixel == 1) else per_pixel,
                 device=self.device,
-                compiled=compiled,
+                compiled=compiled and self._plane,
             ),
             member=None if self._single else torch.as_tensor(member, device=self.device),
             factor=torch.as_tensor(per_pixel, dtype=torch.float32, device=self.device),
@@ -125,9 +125,13 @@ class Overlaps:
 
     def reached(self, q_y: torch.Tensor, q_x: torch.Tensor, patch: Patch) -> torch.Tensor:
         """Whether each frequency scatters the aperture onto some of the patch; elsewhere Γ is zero."""
-        (y, x), limit = patch.centre, self.geometry.cutoff + patch.radius + self._pixel_radius
-        nearest = q_y**2 + q_x**2 - 2 * (q_y * y + q_x * x).abs()
-        return nearest < limit**2 - y**2 - x**2
+        y, x = patch.centre
+        return q_y**2 + q_x**2 - 2 * (q_y * y + q_x * x).abs() < self.reach(patch)
+
+    def reach(self, patch: Patch) -> float:
+        """Least ``q² - 2 |q·k|`` of frequencies q that do not reach a patch with its centre at k."""
+        limit = self.geometry.cutoff + patch.radius + self._pixel_radius
+        return limit**2 - patch.centre[0] ** 2 - patch.centre[1] ** 2
 
     def fill(self, out: torch.Tensor, table: torch.Tensor, patch: Patch, *, work: Workspace) -> None:
         """Γ of a patch's views at (n, alias) frequencies, into (n, channel · alias, view), channel by channel."""

@@ -18,10 +18,11 @@ from misr.fusion.geometry import ViewGeometry
 from misr.fusion.workspace import Workspace
 from misr.optics import aberration_gradient, aberration_phase, aperture_fraction, pixel_width
 
-__all__ = ["PlaneWaves", "plane_wave_table"]
+__all__ = ["COLUMNS", "PlaneWaves", "edge_terms", "plane_wave_table"]
 
 # columns of the table
-_SQUARE, _START, _ANGLES = 2, 6, 9
+_SQUARE, _SLOPE, _START, _ANGLES = 2, 6, 8, 11
+COLUMNS = (_SQUARE, _SLOPE, _ANGLES)  # those that the compiled loops take
 
 
 class PlaneWaves:
@@ -66,18 +67,17 @@ class PlaneWaves:
             (int(begin), int(end), int(rows[begin]) - self._first[0], int(columns[begin]) - self._first[1])
             for begin, end in itertools.pairwise(breaks)
         ]
-        self._compiled = compiled and device.type == "cpu" and geometry.is_square and not focal_spread_A
-        if self._compiled:
+        self.is_compiled = compiled and device.type == "cpu" and geometry.is_square and not focal_spread_A
+        if self.is_compiled:
             of_pixel = one if self._factor is None else self._factor
-            places = self._real(rows), self._real(columns)
-            self._pixels = torch.stack((k2, self.y, self.x, *places, of_pixel)).numpy()
+            self.pixels = torch.stack((self.y, self.x, of_pixel)).numpy()
 
     def __call__(self, table: torch.Tensor, *, into: Sequence[torch.Tensor], work: Workspace) -> None:
         """``Γ = exp(ik·∇χ(q)) blur [(w₋ + w₊) sin χ(q) + i (w₋ - w₊) cos χ(q)]``, w∓ the aperture at k ∓ q.
 
         Frequencies as rows of `plane_wave_table`; Γ for each absorption angle goes into an array of n · pixels values.
         """
-        if self._compiled:
+        if self.is_compiled:
             self._in_one_loop(table, into)
             return
         wave = self._wave(table[:, _START : _START + 3], work)
@@ -98,15 +98,13 @@ class PlaneWaves:
     def _in_one_loop(self, table: torch.Tensor, into: Sequence[torch.Tensor]) -> None:
         from misr.fusion.compiled_waves import overlap_block
 
-        bend, vertex = _bend_and_vertex(self.geometry)
-        edge = np.array([vertex - 1, bend, 0.5 - vertex / 2], dtype=np.float32)
-        every = table.contiguous().numpy()
+        edge, every = edge_terms(self.geometry), table.contiguous().numpy()
         for i, out in enumerate(into):
             strides = (out.shape[1], 2 * out.stride(0), 2 * out.stride(1))
             length = (out.shape[0] - 1) * out.stride(0) + (out.shape[1] - 1) * out.stride(1) + out.shape[2]
             flat = torch.view_as_real(out.as_strided((length,), (1,))).flatten().numpy()
-            columns = (_SQUARE, _START, _ANGLES + 2 * i)
-            overlap_block(flat, strides, every, columns, self._pixels, edge)
+            columns = (_SQUARE, _SLOPE, _ANGLES + 2 * i)
+            overlap_block(flat, strides, every, columns, self.pixels, edge)
 
     def _wave(self, slopes: torch.Tensor, work: Workspace) -> torch.Tensor:
         """``exp(ik·s)`` from the rows and columns of the detector, run by run of neighbouring pixels (no gather)."""
@@ -184,8 +182,9 @@ def plane_wave_table(
     Returns
     -------
     torch.Tensor
-        The frequencies' shape and one more axis: the frequency; four terms of the aperture; the phase at the detector's
-        origin, per row and per column; the factors of the real and the imaginary part for each angle.
+        The frequencies' shape and one more axis: the frequency; four terms of the aperture; the phase's slopes, turns
+        per 1/Å; the phase at the detector's origin, per row and per column; the factors of the real and the imaginary
+        part for each angle.
     """
     options: dict[str, Any] = {"aberrations": geometry.aberrations, "wavelength": geometry.wavelength}
     (s_y, s_x), chi = aberration_gradient(q_y, q_x, **options), aberration_phase(q_y, q_x, **options)
@@ -202,7 +201,14 @@ def plane_wave_table(
         square = [vertex + per * (geometry.cutoff**2 - q_y**2 - q_x**2), torch.full_like(q_y, per)]
         square += [2 * per * q_y, 2 * per * q_x]
     factors = [f(chi - angle) * blur for angle in angles for f in (torch.sin, torch.cos)]
-    return torch.stack((q_y, q_x, *square, *phases, *factors), dim=-1)
+    turns = [slope / (2 * math.pi) for slope in (s_y, s_x)]
+    return torch.stack((q_y, q_x, *square, *turns, *phases, *factors), dim=-1)
+
+
+def edge_terms(geometry: ViewGeometry) -> np.ndarray:
+    """Least argument, curvature and rest of the aperture's edge, for the compiled loops: float32 (3,)."""
+    bend, vertex = _bend_and_vertex(geometry)
+    return np.array([vertex - 1, bend, 0.5 - vertex / 2], dtype=np.float32)
 
 
 def _bend_and_vertex(geometry: ViewGeometry) -> tuple[float, float]:

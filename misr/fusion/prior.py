@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +61,6 @@ class Estimate:
 
     mean: torch.Tensor  # (scan frequency, unknown), complex
     transfer: torch.Tensor  # (scan frequency, unknown): share of the true value that is in the mean, 0 to 1
-    evidence: torch.Tensor  # (scan frequency,): log-likelihood ratio of the counts to no signal at all
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def solve(equations: NormalEquations, *, power: torch.Tensor) -> Posterior:
     noise = torch.empty(equations.vector.shape, dtype=torch.float64, device=equations.vector.device)
     found = estimate(equations, power=power, noise=noise)
     variance = power * (1 - found.transfer)
-    return Posterior(found.mean, found.transfer, found.evidence, variance, noise)
+    return Posterior(found.mean, found.transfer, variance, noise)
 
 
 def estimate(equations: NormalEquations, *, power: torch.Tensor, noise: torch.Tensor | None = None) -> Estimate:
@@ -89,7 +89,6 @@ def estimate(equations: NormalEquations, *, power: torch.Tensor, noise: torch.Te
     options: dict[str, Any] = {"device": equations.vector.device}
     mean = torch.empty((n_freq, unknowns), dtype=torch.complex128, **options)
     transfer = torch.empty((n_freq, unknowns), dtype=torch.float64, **options)
-    evidence = torch.empty(n_freq, dtype=torch.float64, **options)
 
     def fill(part: slice, work: Workspace) -> None:
         spread = power[part].sqrt()
@@ -104,8 +103,6 @@ def estimate(equations: NormalEquations, *, power: torch.Tensor, noise: torch.Te
         right = equations.vector[part].to(torch.complex128) * weighted
         whitened = (inverse @ right[..., None])[..., 0]
         mean[part] = spread * whitened
-        logdet = 2 * torch.diagonal(factor, dim1=-2, dim2=-1).real.log().sum(dim=-1)
-        evidence[part] = (right.conj() * whitened).real.sum(dim=-1) - logdet
         left = torch.diagonal(inverse, dim1=-2, dim2=-1).real.clamp(0, 1)
         transfer[part] = 1 - left
         if noise is not None:
@@ -114,7 +111,7 @@ def estimate(equations: NormalEquations, *, power: torch.Tensor, noise: torch.Te
 
     size = max(1, _SOLVED_BYTES // (16 * unknowns**2))
     for_each([slice(first, first + size) for first in range(0, n_freq, size)], fill, device=equations.vector.device)
-    return Estimate(mean, transfer, evidence)
+    return Estimate(mean, transfer)
 
 
 @dataclass(frozen=True)
@@ -171,23 +168,14 @@ def learn_ring_power(
     """Signal power per ring, by evidence maximisation, and the share of each ring's modes that the data determine.
 
     The start is one power for all rings (the moment estimate ``Σ (|b|² - A/N) / Σ A²``). A power that goes smoothly
-    from ring to ring is learnt first (`_smooth`), as amorphous matter has it; then each ring's multiple of it
-    (`_multiplied`), as a crystal has it. The multiples are kept only if the evidence rises by more than so many
-    parameters must raise it (Schwarz 1978, Ann. Stat. 6, 461).
+    from ring to ring is learnt first (`_smooth`), as amorphous matter has it; then, if the rings differ from it by more
+    than chance (`_uneven`), each ring's multiple of it (`_multiplied`), as a crystal has it.
     """
-    smooth = _learn(equations, rings, _flat_start(equations, rings) if start is None else start, _smooth)
-    single = _learn(equations, rings, smooth.power, partial(_multiplied, base=smooth.power))
-    price = 0.5 * float(single.modes.clamp(min=1).log().sum())
-    best = single if single.evidence - smooth.evidence > price else smooth
+    learnt = _learn(equations, rings, _flat_start(equations, rings) if start is None else start, _smooth)
+    if _uneven(learnt.alone, learnt.power):
+        learnt = _learn(equations, rings, learnt.power, partial(_multiplied, base=learnt.power))
     number = rings.sum(torch.ones_like(rings.weight)).clamp(min=1)
-    return best.power, best.modes / number
-
-
-@dataclass(frozen=True)
-class _Learnt:
-    power: torch.Tensor  # (ring,)
-    modes: torch.Tensor  # (ring,): that the data determine
-    evidence: float
+    return learnt.power, learnt.modes / number
 
 
 @dataclass(frozen=True)
@@ -211,6 +199,13 @@ class _Alone:
         return result.index_add_(0, self.index, weight * values)
 
 
+@dataclass(frozen=True)
+class _Learnt:
+    power: torch.Tensor  # (ring,)
+    modes: torch.Tensor  # (ring,): that the data determine
+    alone: _Alone
+
+
 def _alone(found: Estimate, rings: Rings, power: torch.Tensor) -> _Alone:
     told = rings.inside & (found.transfer > _LEAST_TOLD)
     transfer, index = found.transfer[told], rings.index[told]
@@ -230,16 +225,15 @@ def _learn(
     on the others' power only as far as they are told apart poorly, so that many steps between two (dear) solves lead
     there in fewer of them.
     """
-    share = 0.5 * rings.weight.amax(dim=1)  # of one complex mode per unknown that the half plane repeats
     for _ in range(_STEPS):
         found = estimate(equations, power=rings.spread(power))
-        learnt = _Learnt(power, rings.sum(found.transfer), float((share * found.evidence).sum()))
-        power = _floored(update(_alone(found, rings, power), power))
+        learnt = _Learnt(power, rings.sum(found.transfer), _alone(found, rings, power))
+        power = _floored(update(learnt.alone, power))
         # judged where the data speak: elsewhere the power drifts slowly and shapes nothing
         change = (learnt.modes * (power / learnt.power).log().abs()).sum() / learnt.modes.sum().clamp(min=1e-12)
         if float(change) < _SETTLED:
             break
-    return _Learnt(power, learnt.modes, learnt.evidence)
+    return _Learnt(power, learnt.modes, learnt.alone)
 
 
 def _smooth(alone: _Alone, power: torch.Tensor) -> torch.Tensor:
@@ -266,25 +260,49 @@ def _multiplied(alone: _Alone, power: torch.Tensor, *, base: torch.Tensor) -> to
     hold nothing passes little. (A maximum of the evidence would pass the noise of every second empty ring, and the
     fixed point of `_smooth`, ring by ring, takes hundreds of steps to close one.)
     """
-    levels = _LEVELS.to(alone.noise.device)
-    multiple = (base[alone.index, None] * 10.0**levels).float()
-    total = multiple + alone.noise[:, None].float()
-    fit = -0.5 * alone.sum(total.log() + alone.energy[:, None].float() / total).double()
-    likely = (fit - fit.amax(dim=1, keepdim=True)).exp()
-    passed = alone.sum(multiple / total).double()
+    levels, fit, passed = _levels_fit(alone, base)
     taught = passed[:, -1] > 0
-    chance = torch.full_like(levels, 1 / len(levels))
-    for _ in range(_INNER_STEPS):
-        share = chance * likely
-        share = share / share.sum(dim=1, keepdim=True)
-        chance = share[taught].sum(dim=0) + 1 / len(levels)
-        chance = chance / chance.sum()
+    share = (fit + _population(fit[taught]).log()).softmax(dim=1)
     wanted = (share * passed).sum(dim=1, keepdim=True)
     upper = (passed < wanted).sum(dim=1, keepdim=True).clamp(1, len(levels) - 1)
     below, above = passed.gather(1, upper - 1), passed.gather(1, upper)
     between = ((wanted - below) / (above - below).clamp(min=1e-30)).clamp(0, 1)
     level = torch.lerp(levels[upper - 1], levels[upper], between)[:, 0]
     return torch.where(taught, base * 10.0**level, base)
+
+
+def _uneven(alone: _Alone, base: torch.Tensor) -> bool:
+    """Whether the counts speak for multiples of ``base`` drawn from a distribution, ring by ring, against it itself.
+
+    Each ring's likelihood is integrated over the distribution, so that its multiple costs nothing more than what it may
+    be; what was fitted, the distribution, must be worth its parameters (Schwarz 1978, Ann. Stat. 6, 461).
+    """
+    levels, fit, passed = _levels_fit(alone, base)
+    fit = fit[passed[:, -1] > 0]
+    if len(fit) == 0:
+        return False
+    gain = (fit + _population(fit).log()).logsumexp(dim=1) - fit[:, levels == 0][:, 0]
+    return float(gain.sum()) > 0.5 * (len(levels) - 1) * math.log(len(fit))
+
+
+def _levels_fit(alone: _Alone, base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Powers of ten that multiply ``base``; for each ring the log-likelihood of each, and the modes it lets pass."""
+    levels = _LEVELS.to(alone.noise.device)
+    multiple = (base[alone.index, None] * 10.0**levels).float()
+    total = multiple + alone.noise[:, None].float()
+    fit = -0.5 * alone.sum(total.log() + alone.energy[:, None].float() / total).double()
+    return levels, fit, alone.sum(multiple / total).double()
+
+
+def _population(fit: torch.Tensor) -> torch.Tensor:
+    """Chance of each level, from the rings' log-likelihoods (ring, level)."""
+    number = fit.shape[1]
+    chance = torch.full_like(fit[:1], 1 / number)
+    for _ in range(_INNER_STEPS):
+        share = (fit + chance.log()).softmax(dim=1)
+        chance = share.sum(dim=0, keepdim=True) + 1 / number
+        chance = chance / chance.sum()
+    return chance
 
 
 def _flat_start(equations: NormalEquations, rings: Rings) -> torch.Tensor:

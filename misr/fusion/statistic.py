@@ -20,6 +20,7 @@ from misr.fusion.geometry import ScanGrid, ViewGeometry
 from misr.fusion.kernels import ENTRIES_AT_ONCE, Frequencies, lattice, spectra
 from misr.fusion.overlap import Overlaps, Patch
 from misr.fusion.spread import for_each
+from misr.fusion.tile_sums import add_compiled
 from misr.fusion.workspace import Workspace
 
 __all__ = ["Sums", "ViewStack", "accumulate", "batches", "keep_overlaps"]
@@ -27,7 +28,7 @@ __all__ = ["Sums", "ViewStack", "accumulate", "batches", "keep_overlaps"]
 _BATCH_BYTES = 192 << 20  # of spectra in flight
 _PATCH_PIXELS, _BLOCK_ENTRIES = 160, 320 * 160  # of a block: its intermediate results then stay in the cache
 _LATTICE_BYTES = 32 << 20  # of a tile's matrices, over all aliases
-_WORTH_COMPILING = 100_000_000  # overlap values: a second of torch on one thread, as long as compiling once takes
+_WORTH_COMPILING = 300_000_000  # overlap values: three seconds of torch on one thread; compiling once takes five
 _TINY = 1e-15
 
 
@@ -119,7 +120,11 @@ def accumulate(
     first = views.indices(overlaps.geometry.n_views)[0]
     compiled = _is_long(freq, overlaps)
     patches = [overlaps.patch(first + group, factor=root[group], compiled=compiled) for group in groups]
-    transformed.div_(ordered.sqrt().clamp(min=_TINY)[:, None].float())
+    scale = 1 / ordered.sqrt().clamp(min=_TINY)
+    if patches[0].waves.is_compiled:
+        add_compiled(sums, transformed, scale, patches, grid=grid, freq=freq, overlaps=overlaps)
+        return sums
+    transformed.mul_(scale[:, None].float())
     transformed = transformed.view(-1, grid.padded[0], grid.half)
     numbers = torch.arange(len(freq.weight), device=overlaps.device).view(grid.padded[0], grid.half)
 

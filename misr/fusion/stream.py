@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +21,7 @@ __all__ = ["checked", "computed_views", "held_stack", "lost_positions"]
 _LOST, _LOST_SIGMA = 0.2, 6.0  # of the median position's electrons, or the inverse; and as many standard deviations off
 HELD_BYTES = 1 << 30  # views beyond this go to a compressed temporary store
 _VIEWS_PER_CHUNK = 64
+_AHEAD = 2  # blocks computed while one is stored: a block is often a single chunk of the file, which one thread unpacks
 
 
 @contextmanager
@@ -35,8 +38,7 @@ def held_stack(views: xr.DataArray, *, largest: float | None = None) -> Iterator
     with tempfile.TemporaryDirectory(prefix="misr-") as folder:
         store = _Compact(views.shape, views.dtype, folder, HELD_BYTES if largest is None else largest)
         per_position = np.zeros(views.shape[1:])
-        for rows in _row_blocks(views):
-            block = np.asarray(views.isel(scan_y=rows).data.compute())
+        for rows, block in _computed_blocks(views):
             per_position[rows] = block.sum(axis=0, dtype=np.float64)
             store.put(rows, block)
         yield store.array, checked(per_position)
@@ -82,6 +84,22 @@ class _Compact:
         chunks = (min(_VIEWS_PER_CHUNK, shape[0]), min(64, shape[1]), shape[2])
         path = f"{self.folder}/{self.generation}.zarr"
         return zarr.create_array(path, shape=shape, dtype=dtype, chunks=chunks)
+
+
+def _computed_blocks(views: xr.DataArray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The views' counts by spans of scan rows, in order; the next spans are read and unpacked meanwhile."""
+
+    def computed(rows: slice) -> tuple[slice, np.ndarray]:
+        return rows, np.asarray(views.isel(scan_y=rows).data.compute())
+
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        waiting: deque[Future[tuple[slice, np.ndarray]]] = deque()
+        for rows in _row_blocks(views):
+            if len(waiting) == _AHEAD:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(computed, rows))
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _row_blocks(views: xr.DataArray) -> Iterator[slice]:

@@ -165,7 +165,7 @@ def fuse(options: argparse.Namespace) -> Row:
     upsample, n_views = options.upsample[0], options.views[0] or None
     with workers(options) as on_each:
         on_each(corner, options.path, load=True)
-        misr.fuse_linear(misr.synthesize_views(corner(options.path), n_views=16), upsample=2, device=options.device)
+        warm_up(options)
         before = on_each(spent)
         with Meter(options.limit) as meter:
             views = misr.synthesize_views(misr.read_cube(options.path), n_views=n_views)
@@ -176,6 +176,18 @@ def fuse(options: argparse.Namespace) -> Row:
     if options.image is not None:
         np.save(options.image, fused["phase"].values)
     return row | {"chi2": fused.attrs.get("chi2"), "resolution_A": resolution(fused["phase"], upsample=upsample)}
+
+
+def warm_up(options: argparse.Namespace) -> None:
+    """Import, and compile or load, what fusing takes."""
+    from unittest.mock import patch
+
+    import misr
+    from misr.fusion import statistic
+
+    few = misr.synthesize_views(corner(options.path), n_views=16)
+    with patch.object(statistic, "_WORTH_COMPILING", 0):
+        misr.fuse_linear(few, upsample=2, device=options.device)
 
 
 @contextlib.contextmanager
