@@ -60,7 +60,8 @@ class NetworkSettings:
     angular, spectral, attention, gating, second_look, blend : bool
         Parts, for ablation.
     returned : float
-        How much of what the data hold against the image goes back into it at the end: see `_returned`.
+        Power, in units of the mean signal's, under which what the data hold against the image goes back into it at the
+        end: see `_returned`.
     """
 
     width: int = 48
@@ -71,7 +72,7 @@ class NetworkSettings:
     gating: bool = True
     second_look: bool = True
     blend: bool = True
-    returned: float = 0.1
+    returned: float = 0.4
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -185,7 +186,7 @@ class FusionNetwork(nn.Module):
         linear = unit_spectrum(given.ring)
         free = _free(given.radius, share)
         draft = linear + (wanted - linear) * free
-        back = _returned(given, self.settings.returned)
+        back = _returned(given, spectrum, self.settings.returned)
         final = _image(draft + (spectrum * given.noise - draft) * back, image)
         log_std = self.doubt(fine, final.detach(), *(one.detach() for one in against))
         return NetworkOutput(final, log_std, 1 - (1 - share) * free * (1 - back), _image(draft, image))
@@ -287,14 +288,15 @@ def _matched(difference: torch.Tensor, given: NetworkInput) -> torch.Tensor:
     return _image(difference * precision, given.whitened) / variance.clamp(min=1e-12).sqrt()[:, None, None]
 
 
-def _returned(given: NetworkInput, amount: float) -> torch.Tensor:
+def _returned(given: NetworkInput, spectrum: torch.Tensor, most: float) -> torch.Tensor:
     """Share of what the data hold against the image that goes back into it, whatever the network thinks of it.
 
     The squared error does not pay for a rare defect that the data only hint at, so a network takes it away; an observer
-    who looks for one wants the hint. The share falls as the noise's amplitude, half-way from the Wiener filter to the
-    matched one, so that no frequency gets more noise back than ``amount``, in units of the signal.
+    who looks for one wants the hint. A defect's power spreads evenly over the frequencies while a lattice's gathers in
+    few, so this is the Wiener filter under the ring prior's power, but never under more than ``most``.
     """
-    share = amount / (amount + given.noise) * _above_lowest(given.radius)
+    power = ring_power(spectrum, given).clamp(max=most)
+    share = power / (power + given.noise**2) * _above_lowest(given.radius)
     return torch.where(given.radius < 1, share, 0.0)
 
 

@@ -36,19 +36,19 @@ PRESETS: dict[str, Preset] = {
         {"train": 1, "validation": 1},
         {"train": 1, "validation": 1},
         NetworkSettings(width=16),
-        TrainingSettings(hours=0.01, precision="float32"),
+        TrainingSettings(hours=0.01, pairs=2, precision="float32"),
     ),
     "cpu": Preset(
         {"train": 172, "validation": 12},
-        {"train": 100, "validation": 5},
+        {"validation": 5},
         NetworkSettings(width=40, angular=False),
-        TrainingSettings(hours=1.4),
+        TrainingSettings(hours=1.2),
     ),
     "gpu": Preset(
         {"train": 3000, "validation": 40},
-        {"train": 1500, "validation": 20},
+        {"validation": 20},
         NetworkSettings(),
-        TrainingSettings(hours=8.0, batch=32, pairs=12),
+        TrainingSettings(hours=8.0, batch=32),
     ),
 }
 

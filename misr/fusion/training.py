@@ -42,7 +42,8 @@ class TrainingSettings:
     batch : int
         Examples per step.
     pairs : int
-        Pairs of a damaged specimen and its undamaged twin besides, if there are such shards.
+        Pairs of a damaged specimen and its undamaged twin besides, if there are such shards; they have not paid yet
+        (``EXPERIMENTS.md``).
     learning_rate : float
         At its highest; it rises over the first 3 % of the time and falls as a cosine.
     decay : float
@@ -58,7 +59,7 @@ class TrainingSettings:
     hours: float = 2.0
     steps: int | None = None
     batch: int = 8
-    pairs: int = 2
+    pairs: int = 0
     learning_rate: float = 2e-3
     decay: float = 1e-3
     average: float = 0.998
