@@ -296,6 +296,19 @@ def test_a_few_steps_lower_the_loss():
     assert losses[1] < 0.97 * losses[0]
 
 
+def test_the_standard_deviation_can_be_trained_alone():
+    torch.manual_seed(0)
+    settings = TrainingSettings(steps=10, precision="float32", average=0.5, only_std=True)
+    network = FusionNetwork(NetworkSettings(width=16))
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    state = training._State(network, settings)
+    for _ in range(3):
+        state.update(stand_in((64, 64), number=2), torch.device("cpu"))
+    for values in (network.state_dict(), state.averaged.state_dict()):
+        changed = {name.partition(".")[0] for name in values if not torch.equal(values[name], before[name])}
+        assert changed == {"doubt"}
+
+
 def test_training_ends_after_so_many_steps(folder, tmp_path):
     settings = TrainingSettings(steps=3, batch=2, precision="float32")
     train_network(folder, out=tmp_path, network=NetworkSettings(width=16), settings=settings, device="cpu")

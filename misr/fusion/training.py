@@ -54,6 +54,8 @@ class TrainingSettings:
         Of everything drawn.
     precision : {"float32", "bfloat16"}
         Of the convolutions.
+    only_std : bool
+        Leave the images as they are, and train the standard deviation alone.
     """
 
     hours: float = 2.0
@@ -65,6 +67,7 @@ class TrainingSettings:
     average: float = 0.998
     seed: int = 0
     precision: str = "bfloat16"
+    only_std: bool = False
 
 
 class Shards:
@@ -232,6 +235,9 @@ class _State:
         self.model, self.settings = model, settings
         self.averaged = FusionNetwork(model.settings).to(next(model.parameters()).device)
         self.averaged.load_state_dict(model.state_dict())
+        if settings.only_std:
+            model.requires_grad_(False)
+            model.doubt.requires_grad_(True)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.decay)
         self.step, self.seconds, self.losses = 0, 0.0, [0.0] * 4
 
@@ -256,6 +262,8 @@ class _State:
         if pairs is not None:
             untold = pairs_untold(output.image[regular:], pairs).mean()
             loss = loss + _TOLD_SHARE * untold
+        if settings.only_std:
+            loss = spread
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
