@@ -38,8 +38,8 @@ def fuse_cnn(
     The network sees the linear images (ring and local prior), their noise, and groups of views, all in units of the
     band limit and of the noise, so that optics, dose and number of views are free. Where the data are sure of a
     frequency they decide; what the network adds elsewhere is a guess, to be judged by `trust_report`. It tells
-    vacancies and interstitials a little worse than the linear image: for defects use `fuse_linear` with
-    ``method="obf"``.
+    vacancies and interstitials as well as the linear image under the ring prior; `fuse_linear` with ``method="obf"``,
+    which has no prior, tells them best.
 
     Parameters
     ----------
