@@ -22,6 +22,7 @@ _LOST, _LOST_SIGMA = 0.2, 6.0  # of the median position's electrons, or the inve
 HELD_BYTES = 1 << 30  # views beyond this go to a compressed temporary store
 _VIEWS_PER_CHUNK = 64
 _AHEAD = 2  # blocks computed while one is stored: a block is often a single chunk of the file, which one thread unpacks
+_AHEAD_BYTES = 64 << 20  # larger blocks come one at a time
 
 
 @contextmanager
@@ -41,6 +42,7 @@ def held_stack(views: xr.DataArray, *, largest: float | None = None) -> Iterator
         for rows, block in _computed_blocks(views):
             per_position[rows] = block.sum(axis=0, dtype=np.float64)
             store.put(rows, block)
+            del block  # before the next two are there: at 512 positions each has 100 MiB
         yield store.array, checked(per_position)
 
 
@@ -92,10 +94,13 @@ def _computed_blocks(views: xr.DataArray) -> Iterator[tuple[slice, np.ndarray]]:
     def computed(rows: slice) -> tuple[slice, np.ndarray]:
         return rows, np.asarray(views.isel(scan_y=rows).data.compute())
 
-    with ThreadPoolExecutor(_AHEAD) as pool:
+    spans = list(_row_blocks(views))
+    largest = max((rows.stop - rows.start for rows in spans), default=0) * views[:, 0].nbytes
+    ahead = _AHEAD if largest <= _AHEAD_BYTES else 1
+    with ThreadPoolExecutor(ahead) as pool:
         waiting: deque[Future[tuple[slice, np.ndarray]]] = deque()
-        for rows in _row_blocks(views):
-            if len(waiting) == _AHEAD:
+        for rows in spans:
+            if len(waiting) == ahead:
                 yield waiting.popleft().result()
             waiting.append(pool.submit(computed, rows))
         while waiting:
