@@ -49,9 +49,9 @@ def fuse_linear(
     ----------
     views : xarray.DataArray
         From `misr.synthesize_views`, dims ``("view", "scan_y", "scan_x")``, electrons, aberrations known. NumPy, or
-        dask, computed block by block of scan rows in one pass, so let its chunks be few scan rows (views beyond 1 GiB
-        go to a temporary file); with a
-        ``dask.distributed`` client the sums over views are formed on its workers.
+        dask, computed block by block of scan rows in one pass, so let its chunks be few scan rows (views beyond
+        0.75 GiB go to a temporary file); with a ``dask.distributed`` client the sums over views are formed on its
+        workers.
     upsample : int or "auto"
         Pixels per scan step. "auto" shows all that the data hold: the solve always reaches (95 % of) the band limit
         2α/λ, and the image gets the fewest pixels that carry every frequency of which more than a hundredth is

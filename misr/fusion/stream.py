@@ -19,7 +19,7 @@ from misr.cube import is_lazy
 __all__ = ["checked", "computed_views", "held_stack", "lost_positions"]
 
 _LOST, _LOST_SIGMA = 0.2, 6.0  # of the median position's electrons, or the inverse; and as many standard deviations off
-HELD_BYTES = 1 << 30  # views beyond this go to a compressed temporary store
+HELD_BYTES = 768 << 20  # views beyond this go to a compressed temporary store
 _VIEWS_PER_CHUNK = 64
 _AHEAD = 2  # blocks computed while one is stored: a block is often a single chunk of the file, which one thread unpacks
 _AHEAD_BYTES = 64 << 20  # larger blocks come one at a time
@@ -37,7 +37,8 @@ def held_stack(views: xr.DataArray, *, largest: float | None = None) -> Iterator
         yield counts, checked(counts.sum(axis=0, dtype=np.float64))
         return
     with tempfile.TemporaryDirectory(prefix="misr-") as folder:
-        store = _Compact(views.shape, views.dtype, folder, HELD_BYTES if largest is None else largest)
+        rows = next(_row_blocks(views)).stop
+        store = _Compact(views.shape, views.dtype, folder, HELD_BYTES if largest is None else largest, rows=rows)
         per_position = np.zeros(views.shape[1:])
         for rows, block in _computed_blocks(views):
             per_position[rows] = block.sum(axis=0, dtype=np.float64)
@@ -57,8 +58,8 @@ def computed_views(views: xr.DataArray) -> xr.DataArray:
 class _Compact:
     """A growing-in-width store of counts: NumPy, or a compressed zarr array in a folder if it would be large."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, folder: str, largest: float) -> None:
-        self.folder, self.largest, self.generation = folder, largest, 0
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, folder: str, largest: float, *, rows: int = 64) -> None:
+        self.folder, self.largest, self.generation, self.rows = folder, largest, 0, rows
         whole = dtype.kind == "u" or dtype.kind == "i"
         self.array = self._make(shape, np.dtype(np.uint8) if whole else dtype)
 
@@ -83,9 +84,11 @@ class _Compact:
         import zarr
 
         self.generation += 1
-        chunks = (min(_VIEWS_PER_CHUNK, shape[0]), min(64, shape[1]), shape[2])
+        # the rows that come together: a chunk that is filled in parts is unpacked and packed again each time
+        chunks = (min(_VIEWS_PER_CHUNK, shape[0]), min(self.rows, shape[1]), shape[2])
         path = f"{self.folder}/{self.generation}.zarr"
-        return zarr.create_array(path, shape=shape, dtype=dtype, chunks=chunks)
+        quick = zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
+        return zarr.create_array(path, shape=shape, dtype=dtype, chunks=chunks, compressors=quick)
 
 
 def _computed_blocks(views: xr.DataArray) -> Iterator[tuple[slice, np.ndarray]]:

@@ -39,7 +39,7 @@ def measure_in_groups(
     Parameters
     ----------
     views : xarray.DataArray
-        Dims ``("view", "scan_y", "scan_x")``, NumPy or dask; dask views are computed once, those beyond 1 GiB twice.
+        Dims ``("view", "scan_y", "scan_x")``, NumPy or dask; dask views are computed once, those beyond 0.75 GiB twice.
     number : int
         Of groups, at most.
     plan : FusionPlan, optional
