@@ -59,3 +59,14 @@ def disk_cube():
         return misr.cube_from_array(values, **({"semiangle_mrad": radius * step_mrad} | options))
 
     return make
+
+
+@pytest.fixture
+def one_thread():
+    """Torch on one thread: small networks are not slowed down by sharing cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -110,10 +110,11 @@ def random_slices(seed=0, pixels=216, *, band=0.9):
     return 0.2 * phase[None] / phase.std()
 
 
-def test_kinds_are_drawn_as_for_the_own_network():
-    from misr.fusion import training_data
-
-    assert data._KINDS_SHARES == training_data._SHARES
+def test_kinds_are_drawn_as_for_the_own_network(monkeypatch):
+    monkeypatch.setattr("misr.fusion.training_data.KIND_SHARES", (0, 0, 0, 0, 1))
+    _, truth, kind = data.example(0, split="train", geometry=data.Geometry.of_benchmark())
+    assert kind == "empty"
+    assert not truth.any()
 
 
 def test_counts_are_those_of_simulate_cube():
@@ -249,7 +250,7 @@ def test_rings_hold_all_power_but_the_mean():
 
 
 def test_training_learns_and_goes_on_where_it_was(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("misr.benchmark.attention_unet_training._DOSES", (1e3, 1e4))  # or it takes minutes
+    monkeypatch.setattr("misr.benchmark.attention_unet_training.DOSES", (1e3, 1e4))  # or it takes minutes
     options = {"width": 4, "batch": 2, "learning_rate": 1e-2, "precision": "float32"}
     run = {"out": tmp_path, "geometry": small_geometry()}
     train_unet(shards, settings=UNetSettings(steps=10, **options), **run)

@@ -18,16 +18,11 @@ from misr.fusion.tiles import _fade, _spans, network_images
 from misr.fusion.view_groups import measure_in_groups
 from misr.fusion.weights import load_network, save_network
 
-pytestmark = pytest.mark.filterwarnings("ignore:upsample=:UserWarning")  # of fuse_linear, compared with
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:upsample=:UserWarning"),
+]  # of fuse_linear, compared with
 LENS = {"C10": -800.0, "C12": 50.0, "phi12": 0.3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def scan(shape=(18, 14), *, dose=50.0, periodic=False, rng=0, **labels):

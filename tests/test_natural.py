@@ -21,16 +21,10 @@ from misr.fusion.view_groups import group_sums, in_groups, measure_in_groups
 
 OPTICS = {"scan_step_A": 2.0, "det_step_mrad": 2.0, "energy_eV": 300e3, "semiangle_mrad": 10.0}
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:upsample=:UserWarning")  # what cannot be unfolded is asked for too
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:upsample=:UserWarning"),
+]  # what cannot be unfolded is asked for too
 
 
 def vacuum(shape=(24, 20), *, dose=100.0, C10=-300.0, periodic=True, rng=0):

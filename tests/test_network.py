@@ -19,13 +19,7 @@ from misr.fusion.network import (
     ring_power,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def some_input(shape=(32, 40), *, batch=2, groups=5, seed=0, noise=None):

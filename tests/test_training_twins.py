@@ -13,13 +13,7 @@ from misr.fusion.training import Shards, TrainingSettings, train_network
 from misr.fusion.training_data import make_twins
 from misr.fusion.training_files import Batch, as_batch, load_shard, shard_path, write_shard
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

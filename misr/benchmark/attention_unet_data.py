@@ -33,7 +33,6 @@ FIELD_A = 64.0
 SPECIMENS = 8  # of a shard
 STORED = 256.0  # expected counts at 1 e/Å² are stored times this: about 1, where half precision is finest
 _FIRST_SEED = 1_000_000  # none of the specimens of misr's own network
-_KINDS_SHARES = (0.42, 0.25, 0.18, 0.12, 0.03)  # as for misr's own network; a test compares them
 
 
 @dataclass(frozen=True)
@@ -144,10 +143,10 @@ def example(seed: int, *, split: str, geometry: Geometry) -> tuple[np.ndarray, n
     >>> counts, truth, kind = example(0, split="train", geometry=Geometry.of_benchmark())  # doctest: +SKIP
     """
     from misr.fusion.random_specimens import SPECIMEN_KINDS
-    from misr.fusion.training_data import phase_slices, specimen_of
+    from misr.fusion.training_data import KIND_SHARES, phase_slices, specimen_of
 
     rng = np.random.default_rng(np.random.SeedSequence([seed, ("train", "validation", "test").index(split), 11]))
-    kind = str(rng.choice(SPECIMEN_KINDS, p=_KINDS_SHARES))
+    kind = str(rng.choice(SPECIMEN_KINDS, p=KIND_SHARES))
     conditions = geometry.conditions
     slices, layer_A = phase_slices(specimen_of(kind, conditions, seed=seed, split=split), conditions)
     counts = expected_counts(slices, layer_A, geometry)

@@ -17,12 +17,12 @@ import torch
 
 from misr.benchmark.attention_unet import UNIT_RAD, AttentionUNet, Trained, network_input, save_trained
 from misr.benchmark.attention_unet_data import STORED, Examples, Geometry, make_examples
+from misr.fusion.presets import PRESETS
+from misr.fusion.random_scans import DOSES
 
 __all__ = ["UNetSettings", "train_attention_unet", "train_unet"]
 
 _LOG = logging.getLogger(__name__)
-_DOSES = (3.0, 1e4)  # e/Å²
-_SHARDS = {"train": 172, "validation": 12}  # as many as misr's own network learns from: its "cpu" preset
 _FAINT_RAD = 0.02  # an image of this need not be told from nothing
 _FAINT = 0.02  # of the strongest ring's power: fainter rings need not be told from nothing
 _MOST_MISSED = 5.0  # by one example: it may not spoil a step
@@ -93,7 +93,8 @@ def train_attention_unet(folder: str | Path, *, workers: int = 1, hours: float |
     if hours is not None and not (math.isfinite(hours) and hours > 0):
         raise ValueError(f"hours={hours!r} of training must be a positive number")
     settings = UNetSettings() if hours is None else UNetSettings(hours=float(hours))
-    make_examples(Path(folder) / "examples", _SHARDS, workers=workers)
+    # as many as misr's own network learns from
+    make_examples(Path(folder) / "examples", PRESETS["cpu"].shards, workers=workers)
     return train_unet(Path(folder) / "examples", out=folder, settings=settings)
 
 
@@ -168,7 +169,7 @@ def _batches(
         for first in range(0, len(order) - settings.batch + 1, settings.batch):
             chosen = order[first : first + settings.batch]
             moved = [_moved(examples.counts[i], examples.truth[i], examples.geometry, rng) for i in chosen]
-            low, high = np.log(_DOSES)
+            low, high = np.log(DOSES)
             dose = torch.as_tensor(np.exp(rng.uniform(low, high, size=len(chosen))), dtype=torch.float32)
             expected = torch.stack([counts for counts, _ in moved])
             yield drawn(expected, dose), torch.stack([truth for _, truth in moved]).float(), dose

@@ -23,13 +23,13 @@ from misr.fusion.random_specimens import SPECIMEN_KINDS
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["Example", "make_examples", "make_twins", "simulate", "specimen_of"]
+__all__ = ["KIND_SHARES", "Example", "make_examples", "make_twins", "simulate", "specimen_of"]
 
 _LAYER_A = 12.0
 _SIM_PIXEL = 0.30  # of λ/2α
 _STRONGEST = 0.6  # rad, rms: stronger specimens are made thinner, for no linear image is worth mending there
 _THERMAL_A = 0.08
-_SHARES = (0.42, 0.25, 0.18, 0.12, 0.03)  # of the kinds
+KIND_SHARES = (0.42, 0.25, 0.18, 0.12, 0.03)  # of the kinds
 _SPLITS = ("train", "validation", "test")
 _DAMAGED = ("crystalline", "semicrystalline")  # kinds that may have defects
 
@@ -93,7 +93,7 @@ def make_examples(
         One per dose.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, _SPLITS.index(split), 7]))
-    kind = kind or str(rng.choice(SPECIMEN_KINDS, p=_SHARES))
+    kind = kind or str(rng.choice(SPECIMEN_KINDS, p=KIND_SHARES))
     conditions = draw_conditions(rng)
     counts, slices, pixel = simulate(kind, conditions, seed=seed, split=split)
     phase = slices.sum(axis=0)
